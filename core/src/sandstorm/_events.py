@@ -1,0 +1,108 @@
+"""What happened, as frozen records, and who is told."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from decimal import Decimal
+from typing import Protocol
+
+import attrs
+
+from sandstorm._result import Exit, Outcome
+
+
+@attrs.frozen(kw_only=True)
+class Event:
+    """Something that happened to a run.
+
+    Attributes:
+        at: Wall-clock seconds since 1970.
+        run: The id of the run.
+        tenant: Its tenant.
+    """
+
+    at: float
+    run: str
+    tenant: str
+
+
+@attrs.frozen(kw_only=True)
+class RunRefused(Event):
+    """A run ended before anything was tried: `by` is the class of the error."""
+
+    by: str
+    reason: str
+
+
+@attrs.frozen(kw_only=True)
+class RunPlanned(Event):
+    """The plan is frozen: candidates in order, and how many were ruled out."""
+
+    candidates: tuple[str, ...]
+    excluded: int
+
+
+@attrs.frozen(kw_only=True)
+class AttemptOpened(Event):
+    """The intent is durable; the vendor is called next."""
+
+    attempt: str
+    provider: str
+    offer: str
+
+
+@attrs.frozen(kw_only=True)
+class SandboxBound(Event):
+    """The sandbox exists: `seconds` since its create was called."""
+
+    attempt: str
+    provider: str
+    sandbox: str
+    seconds: float
+
+
+@attrs.frozen(kw_only=True)
+class ProgramStarted(Event):
+    """The program runs: `seconds` since the create was called."""
+
+    attempt: str
+    provider: str
+    offer: str
+    region: str | None
+    seconds: float
+
+
+@attrs.frozen(kw_only=True)
+class AttemptClosed(Event):
+    """An attempt ended. `error` is the class of what went wrong, or None; `open` if something may be left."""
+
+    attempt: str
+    provider: str
+    offer: str
+    outcome: Outcome
+    error: str | None
+    open: bool
+
+
+@attrs.frozen(kw_only=True)
+class RunFinished(Event):
+    """The program ended and its result is known."""
+
+    provider: str
+    exit: Exit
+    seconds: float
+    cost: Decimal | None
+
+
+class Sink(Protocol):
+    """Receives events in batches, through a bounded queue; what does not fit is dropped and counted."""
+
+    name: str
+
+    async def receive(self, events: Sequence[Event]) -> None:
+        """Takes a batch, in order."""
+        ...
+
+    async def flush(self) -> None:
+        """Writes out what is held; called at the end, with a deadline."""
+        ...

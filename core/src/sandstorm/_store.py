@@ -1,0 +1,186 @@
+"""The journal's protocol: what is durable, and when.
+
+Rows carry JSON text that the engine has encoded, so that a store needs to know nothing of the values. Every write
+to an attempt names the owner's epoch; a store answers False where that epoch no longer owns it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
+from decimal import Decimal
+from typing import Protocol
+
+import attrs
+
+from sandstorm._offer import Facts
+
+
+@attrs.frozen(kw_only=True)
+class AttemptRow:
+    """One try at a vendor, durable before the vendor is called.
+
+    Attributes:
+        id: Unique; also the marker that the vendor object carries.
+        run: The id of its run.
+        number: 1 for the first attempt of the run.
+        provider: The account.
+        offer: The offer's id.
+        region: The offer's region, or "".
+        kind: `sandbox`, `image`, `snapshot` or `policy`.
+        state: `intent`, `bound`, `started`, `releasing`, `released`, `absent` or `ambiguous`.
+        sandbox: The vendor's id, once bound.
+        epoch: The owner's epoch, for fencing.
+        dispatch_by: Wall-clock seconds after which the create is not sent.
+        expires_at: Wall-clock seconds at which the vendor ends it at the latest.
+        exposure: US dollars reserved for it, or None where the price is unknown.
+        outcome: The value of an `Outcome`.
+        error: What went wrong, or None.
+        error_class: The class of the error.
+        created_at: Wall-clock seconds.
+        create_seconds: From the call of create to the sandbox.
+        start_seconds: From the call of create to the program running.
+    """
+
+    id: str
+    run: str
+    number: int
+    provider: str
+    offer: str
+    region: str = ""
+    kind: str = "sandbox"
+    state: str = "intent"
+    sandbox: str | None = None
+    epoch: int = 0
+    dispatch_by: float
+    expires_at: float
+    exposure: Decimal | None = None
+    outcome: str = "not-started"
+    error: str | None = None
+    error_class: str | None = None
+    created_at: float
+    create_seconds: float | None = None
+    start_seconds: float | None = None
+
+
+OPEN_STATES = ("intent", "bound", "started", "releasing", "ambiguous")
+"""The states in which something may exist at the vendor."""
+
+
+@attrs.frozen(kw_only=True)
+class RunRow:
+    """A run as it is stored.
+
+    Attributes:
+        id: Unique; sorts by time.
+        tenant: Its tenant.
+        created_at: Wall-clock seconds.
+        state: `running`, `finished`, `failed`, `refused` or `unknown`.
+        title: What people see in a list: the language or the command.
+        request: JSON of the `Request`, as far as the setting `keep` allows.
+        plan: JSON of the `Plan`, likewise; None until it is made.
+        result: JSON of the `RunResult` or of the error; None until it ended.
+        provider: The account that ran it, or None.
+        exit: The exit status in the shell's convention, or None.
+        seconds: From the call to the result, or None.
+        cost: US dollars, or None where unknown.
+    """
+
+    id: str
+    tenant: str
+    created_at: float
+    state: str = "running"
+    title: str = ""
+    request: str = "{}"
+    plan: str | None = None
+    result: str | None = None
+    provider: str | None = None
+    exit: int | None = None
+    seconds: float | None = None
+    cost: Decimal | None = None
+
+
+@attrs.frozen(kw_only=True)
+class LedgerRow:
+    """One movement of money.
+
+    Attributes:
+        attempt: The attempt that it belongs to.
+        run: Its run.
+        tenant: Its tenant.
+        provider: The account.
+        kind: `reserve`, `release` or `settle`.
+        amount: US dollars; never negative.
+        basis: `exposure`, `estimated`, `metered` or `billed`.
+        at: Wall-clock seconds.
+    """
+
+    attempt: str
+    run: str
+    tenant: str
+    provider: str
+    kind: str
+    amount: Decimal
+    basis: str
+    at: float
+
+
+@attrs.frozen(kw_only=True)
+class Observation:
+    """The aggregate of what was seen under one key, as JSON of the engine's own."""
+
+    key: str
+    data: str
+
+
+class Store(Protocol):
+    """Keeps the journal. `open` is entered once for each engine.
+
+    A call returns once what it wrote is durable, unless it says otherwise.
+    """
+
+    url: str
+
+    def open(self) -> AbstractAsyncContextManager[None]:
+        """Opens the store, migrates it, and closes it at the end after everything queued was written."""
+        ...
+
+    async def begin(self, run: RunRow, attempt: AttemptRow, reserved: LedgerRow | None) -> None:
+        """First barrier: the run (if it is new), the intent and the reservation, in one commit."""
+        ...
+
+    async def update(self, attempt: AttemptRow, *, durable: bool) -> bool:
+        """Writes the attempt's new state where its epoch still owns it; not `durable` means soon, and in order."""
+        ...
+
+    async def finish(self, run: RunRow, attempt: AttemptRow | None, booked: Sequence[LedgerRow]) -> bool:
+        """Last barrier: the result, the attempt's state, and what was settled, in one commit."""
+        ...
+
+    def observe_nowait(self, observations: Sequence[Observation]) -> None:
+        """Stores aggregates soon; losing the last ones in a crash is allowed."""
+        ...
+
+    async def observations(self) -> Sequence[Observation]:
+        """All aggregates."""
+        ...
+
+    def keep_facts_nowait(self, provider: str, facts: Facts) -> None:
+        """Stores an account's facts soon."""
+        ...
+
+    async def facts(self) -> dict[str, Facts]:
+        """The stored facts of every account."""
+        ...
+
+    async def runs(self, *, limit: int = 20, tenant: str | None = None, before: str | None = None) -> Sequence[RunRow]:
+        """The newest runs first; `before` is the id of the last one seen. `request`, `plan` and `result` are left out."""
+        ...
+
+    async def run(self, run_id: str) -> tuple[RunRow, Sequence[AttemptRow], Sequence[LedgerRow]] | None:
+        """A run by its id or an unambiguous beginning of it, with its attempts and ledger, or None."""
+        ...
+
+    async def open_attempts(self) -> Sequence[AttemptRow]:
+        """Attempts of which something may exist at the vendor."""
+        ...
