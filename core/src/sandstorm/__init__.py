@@ -38,6 +38,7 @@ from sandstorm._errors import (
     SettingsError,
     StreamLost,
 )
+from sandstorm._json import decode, encode
 from sandstorm._plan import Plan
 from sandstorm._result import Artifact, Attempt, Exit, Outcome, RunResult
 from sandstorm._spec import Environment, Gpu, Network, SandboxSpec
@@ -85,4 +86,6 @@ __all__ = [
     "SettingsError",
     "StreamLost",
     "Task",
+    "decode",
+    "encode",
 ]

@@ -60,7 +60,7 @@ class Order:
     """What `create` is to make.
 
     Attributes:
-        spec: The machine wanted.
+        spec: The machine wanted; its files are in the work area before the first program starts.
         offer: The offer that was chosen; the sandbox must obey it.
         marker: Goes into the vendor's idempotency key, else its name, else its metadata.
         dispatch_by: Trio clock time after which the adapter must refuse to send, with `ProviderDown`.

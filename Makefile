@@ -1,0 +1,46 @@
+# Two commands for a newcomer: `make hello`, then `make test`. Needs Linux, Python 3.11 or later with venv, and make.
+
+PYTHON ?= python3
+BIN := .venv/bin
+PARTS := core sandstorm-provider-local plugins/sandstorm-cli
+EDITABLE := $(foreach part,$(PARTS),-e ./$(part))
+DEVELOP := pytest pytest-trio hypothesis ruff mypy import-linter
+PIP := PIP_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet
+
+.PHONY: hello test test-all check bench clean
+
+hello: .venv/installed
+	$(BIN)/sandstorm run docs/examples/hello.py
+
+test: .venv/develop
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: .venv/develop
+	$(BIN)/python -m pytest
+
+check: .venv/develop
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -q tests/docs
+
+bench: .venv/develop
+	$(BIN)/python tests/benchmarks/run.py
+
+clean:
+	rm -rf .venv
+
+.venv/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit("Sandstorm needs Python 3.11 or later") if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv .venv
+
+.venv/installed: .venv/bin/python constraints.txt $(PARTS:%=%/pyproject.toml)
+	@echo "installing Sandstorm into .venv ..."
+	$(PIP) $(EDITABLE)
+	touch $@
+
+.venv/develop: .venv/installed pyproject.toml
+	@echo "installing the development tools into .venv ..."
+	$(PIP) $(DEVELOP)
+	touch $@

@@ -1,0 +1,339 @@
+"""One try at one candidate: intent, create, start, output, release, each step written down before it is risked."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from decimal import Decimal
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+import attrs
+import trio
+
+from sandstorm._capture import Capture, capture
+from sandstorm._errors import (
+    Ambiguous,
+    CallerError,
+    InvalidInput,
+    ProviderError,
+    SandboxLost,
+    SandstormError,
+)
+from sandstorm._events import AttemptClosed, AttemptOpened, ProgramStarted, SandboxBound
+from sandstorm._journal import movement
+from sandstorm._plan import Candidate, Plan
+from sandstorm._program import Program, with_files
+from sandstorm._quote import NANO, cost
+from sandstorm._result import Attempt, Outcome
+from sandstorm._store import AttemptRow, LedgerRow, RunRow
+from sandstorm.provider import Command, OneShot, Order, Output, Process, Sandbox, Session
+
+if TYPE_CHECKING:
+    from sandstorm._engine import Engine
+
+Made = TypeVar("Made")
+
+CREATE_SECONDS = 120.0
+"""How long a create may take before its answer counts as lost."""
+
+TRANSFER_SECONDS = 120.0
+"""How long the files of a run may take, up or down."""
+
+RELEASE_SECONDS = 30.0
+"""How long a destroy may take before the sandbox is reported as left open."""
+
+
+class Failed(Exception):
+    """An attempt that ended without a result. `started` says whether the program may have begun."""
+
+    def __init__(self, cause: Exception, *, started: bool) -> None:
+        super().__init__(str(cause))
+        self.cause = cause
+        self.started = started
+
+    @property
+    def movable(self) -> bool:
+        """Whether the next candidate may be tried, as far as the class of the error decides it."""
+        return not isinstance(self.cause, CallerError) and getattr(self.cause, "failover", True)
+
+
+@attrs.define
+class Trial:
+    """One try at one candidate, and what is known of it so far."""
+
+    engine: Engine
+    plan: Plan
+    candidate: Candidate
+    row: AttemptRow
+    secrets: dict[str, str] = attrs.field(repr=False)
+    began: float = attrs.field(factory=trio.current_time)
+    sandbox: Sandbox | None = None
+    abandoned: bool = False
+
+    # --- steps -------------------------------------------------------------------------------------------
+
+    async def open(self, run: RunRow) -> None:
+        """Makes the intent and the reservation durable: nothing is asked of the vendor before."""
+        exposure = self.row.exposure
+        reserved = None if not exposure else self._move("reserve", exposure, "exposure")
+        await self.engine.store.begin(run, self.row, reserved)
+        row = self.row
+        self._emit(AttemptOpened, attempt=row.id, provider=row.provider, offer=row.offer)
+
+    async def create(self, files: dict[str, bytes]) -> Sandbox:
+        """The sandbox, bound in the journal. Raises `Failed`."""
+        session = await self._session()
+        order = self._order(files)
+        self.sandbox = await self._dispatched(lambda: session.create(order))
+        self._bound(self.sandbox)
+        return self.sandbox
+
+    async def launch(self, program: Program) -> Process:
+        """The program, started as the main process of a new sandbox. Raises `Failed`, perhaps started."""
+        session = await self._session()
+        assert isinstance(session, OneShot)
+        order = self._order(program.files)
+        self.sandbox, process = await self._dispatched(lambda: session.launch(order, program.commands[-1]), starts=True)
+        self._bound(self.sandbox)
+        self._started()
+        return process
+
+    async def start(self, sandbox: Sandbox, command: Command) -> Process:
+        """The program, started. The start is durable before it is asked for. Raises `Failed`, perhaps started."""
+        self._set(state="started", outcome=Outcome.MAYBE_STARTED.value)
+        if not await self.engine.store.update(self.row, durable=True):
+            raise Failed(SandboxLost("another router took this run over"), started=False)
+        try:
+            process = await sandbox.start(command)
+        except Exception as exc:
+            never = isinstance(exc, ProviderError | CallerError) and not isinstance(exc, Ambiguous) and not _lost(exc)
+            if never:
+                self._set(outcome=Outcome.NOT_STARTED.value)
+            raise Failed(exc, started=not never) from exc
+        self._started()
+        return process
+
+    async def follow(
+        self, process: Process, command: Command, on_output: Callable[[Output], None] | None
+    ) -> Capture:
+        """What the program writes until it ends. Raises `Failed`, started."""
+        try:
+            return await capture(process, command, on_output)
+        except Exception as exc:
+            raise Failed(exc, started=True) from exc
+
+    async def fetch(self, sandbox: Sandbox, paths: Sequence[str]) -> dict[str, bytes]:
+        """The contents of those files that exist."""
+        found = {}
+        try:
+            with trio.fail_after(TRANSFER_SECONDS):
+                for path in paths:
+                    try:
+                        async with sandbox.download(path) as chunks:
+                            found[path] = b"".join([chunk async for chunk in chunks])
+                    except FileNotFoundError:
+                        continue
+        except Exception as exc:
+            raise Failed(exc, started=True) from exc
+        return found
+
+    async def release(self) -> None:
+        """Destroys the sandbox, shielded and bounded; what could not be destroyed stays open in the journal."""
+        if self.sandbox is None:
+            return
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + RELEASE_SECONDS):
+            try:
+                await self.sandbox.destroy()
+            except Exception as exc:
+                self.engine.log.warning("%s: could not destroy %s: %s", self.row.provider, self.sandbox.id, exc)
+            else:
+                self._set(state="released")
+                await self.engine.store.update(self.row, durable=False)
+
+    async def fail(self, failed: Failed) -> Attempt:
+        """Writes down how the attempt failed and lets go of what it made; the attempt as the caller sees it."""
+        ambiguous = self.sandbox is None and isinstance(failed.cause, Ambiguous)
+        nothing = self.sandbox is None and not ambiguous
+        self._set(
+            state="ambiguous" if ambiguous else "absent" if nothing else "releasing",
+            outcome=(Outcome.MAYBE_STARTED if failed.started else Outcome.NOT_STARTED).value,
+            error=_one_line(failed.cause),
+            error_class=type(failed.cause).__name__,
+        )
+        with trio.CancelScope(shield=True):
+            await self.engine.store.update(self.row, durable=True)
+        await self.release()
+        self.closed()
+        return self.attempt
+
+    # --- what is known -----------------------------------------------------------------------------------
+
+    @property
+    def attempt(self) -> Attempt:
+        """The attempt as the caller sees it."""
+        row = self.row
+        return Attempt(
+            provider=row.provider,
+            offer=row.offer,
+            marker=row.id,
+            sandbox=row.sandbox,
+            outcome=Outcome(row.outcome),
+            error=row.error,
+            error_class=row.error_class,
+            create_seconds=row.create_seconds,
+            start_seconds=row.start_seconds,
+            open=row.state not in ("released", "absent"),
+            exposure=row.exposure,
+        )
+
+    def cost(self) -> Decimal | None:
+        """US dollars for the time since the create was asked for, or None where the price is unknown."""
+        expected = self.candidate.quote.expected
+        if expected is None:
+            return None
+        if not expected:
+            return expected
+        provider = self.engine.accounts.providers[self.row.provider]
+        seconds = trio.current_time() - self.began
+        if provider.rates is None or self.candidate.quote.source == "plugin":
+            usage = self.candidate.quote.usage
+            return (expected * Decimal(repr(seconds / usage.seconds))).quantize(NANO)
+        return cost(provider.rates, self.candidate.offer, seconds, self.candidate.quote.usage.utilisation)
+
+    def finishing(self, cost: Decimal | None) -> list[LedgerRow]:
+        """Marks the result as known and the release as begun; the money that moves with it."""
+        self._set(state="releasing", outcome=Outcome.FINISHED.value)
+        if not self.row.exposure or cost is None:
+            return []
+        return [
+            self._move("release", self.row.exposure, "exposure"),
+            self._move("settle", cost, "estimated"),
+        ]
+
+    def closed(self) -> None:
+        """Tells the event sinks that the attempt ended."""
+        attempt = self.attempt
+        self._emit(
+            AttemptClosed,
+            attempt=attempt.marker,
+            provider=attempt.provider,
+            offer=attempt.offer,
+            outcome=attempt.outcome,
+            error=attempt.error_class,
+            open=attempt.open,
+        )
+
+    # --- inside ------------------------------------------------------------------------------------------
+
+    def _set(self, **changes: object) -> None:
+        self.row = attrs.evolve(self.row, **changes)
+
+    async def _session(self) -> Session:
+        try:
+            return await self.engine.accounts.session(self.row.provider)
+        except Exception as exc:
+            raise Failed(exc, started=False) from exc
+
+    def _order(self, files: dict[str, bytes]) -> Order:
+        try:
+            spec = with_files(self.plan.request.spec, files)
+        except InvalidInput as exc:
+            raise Failed(exc, started=False) from exc
+        return Order(
+            spec=spec,
+            offer=self.candidate.offer,
+            marker=self.row.id,
+            dispatch_by=self.began + CREATE_SECONDS,
+            lifetime=self.plan.request.lifetime,
+            secrets=self.secrets,
+        )
+
+    async def _dispatched(self, call: Callable[[], Awaitable[Made]], *, starts: bool = False) -> Made:
+        """What the create gives. The engine's nursery finishes it even if the caller is cancelled, and then destroys it."""
+        creating = Creating(call, self)
+        self.engine.background.start_soon(creating.finish)
+        try:
+            await creating.done.wait()
+        except trio.Cancelled:
+            self.abandoned = creating.abandoned = True
+            if creating.done.is_set():  # both in one tick: nobody else will look at the answer
+                self.engine.background.start_soon(creating.undo)
+            raise
+        if creating.error is None and creating.made is not None:
+            return creating.made
+        assert creating.error is not None
+        maybe = starts and (isinstance(creating.error, Ambiguous) or not isinstance(creating.error, SandstormError))
+        raise Failed(creating.error, started=maybe or _lost(creating.error)) from creating.error
+
+    def _bound(self, sandbox: Sandbox) -> None:
+        seconds = trio.current_time() - self.began
+        self._set(state="bound", sandbox=sandbox.id, create_seconds=seconds)
+        self._emit(
+            SandboxBound, attempt=self.row.id, provider=self.row.provider, sandbox=sandbox.id, seconds=seconds
+        )
+
+    def _started(self) -> None:
+        row, offer = self.row, self.candidate.offer
+        seconds = trio.current_time() - self.began
+        self._set(state="started", outcome=Outcome.MAYBE_STARTED.value, start_seconds=seconds)
+        self._emit(
+            ProgramStarted,
+            attempt=row.id,
+            provider=row.provider,
+            offer=row.offer,
+            region=offer.region,
+            seconds=seconds,
+        )
+
+    def _move(self, kind: str, amount: Decimal, basis: str) -> LedgerRow:
+        return movement(self.plan, self.row.id, self.row.provider, kind, amount, basis, self.engine.wall())
+
+    def _emit(self, kind: type, **fields: object) -> None:
+        request = self.plan.request
+        self.engine.emit(kind(at=self.engine.wall(), run=request.id, tenant=request.tenant, **fields))
+
+
+@attrs.define
+class Creating(Generic[Made]):
+    """A create under way. It is never aborted: an answer that nobody waits for any more is destroyed."""
+
+    call: Callable[[], Awaitable[Made]]
+    trial: Trial
+    done: trio.Event = attrs.field(factory=trio.Event)
+    made: Made | None = None
+    error: Exception | None = None
+    abandoned: bool = False
+
+    async def finish(self) -> None:
+        """Runs the create to its end, whatever became of its caller."""
+        with trio.CancelScope(shield=True):
+            try:
+                with trio.fail_after(CREATE_SECONDS):
+                    self.made = await self.call()
+            except trio.TooSlowError:
+                self.error = Ambiguous(f"no answer to the create within {CREATE_SECONDS:g} s")
+            except SandstormError as exc:
+                self.error = exc
+            except Exception as exc:
+                # An adapter that lets a foreign error through says nothing about whether the vendor acted.
+                self.error = Ambiguous(f"{type(exc).__name__}: {exc}")
+                self.error.__cause__ = exc
+            self.done.set()
+            if self.abandoned:
+                await self.undo()
+
+    async def undo(self) -> None:
+        """Destroys what was made for a caller that is gone."""
+        if self.made is None:
+            await self.trial.fail(Failed(self.error or Ambiguous("cancelled"), started=False))
+            return
+        self.trial.sandbox = self.made[0] if isinstance(self.made, tuple) else self.made  # type: ignore[assignment]
+        await self.trial.fail(Failed(SandboxLost("cancelled"), started=isinstance(self.made, tuple)))
+
+
+def _lost(exc: Exception) -> bool:
+    return bool(getattr(exc, "started", False))
+
+
+def _one_line(exc: Exception) -> str:
+    text = str(exc) if isinstance(exc, SandstormError) else f"{type(exc).__name__}: {exc}"
+    return " ".join(text.split())[:500]

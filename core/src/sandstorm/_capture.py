@@ -1,0 +1,77 @@
+"""Collects what a program writes, within its limits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import attrs
+import trio
+
+from sandstorm._errors import StreamLost
+from sandstorm._result import Artifact, Exit
+from sandstorm.provider import Command, Output, Process
+
+GRACE_SECONDS = 5.0
+"""How long after its deadline a program may still be reported by its provider, before the engine kills it itself."""
+
+KILL_SECONDS = 30.0
+"""How long a kill may take before the program counts as lost."""
+
+
+@attrs.define
+class Capture:
+    """What a program wrote so far, and how it ended."""
+
+    stdout: bytearray = attrs.field(factory=bytearray)
+    stderr: bytearray = attrs.field(factory=bytearray)
+    artifacts: list[Artifact] = attrs.field(factory=list)
+    exit: Exit | None = None
+
+    @property
+    def size(self) -> int:
+        """Bytes of both streams."""
+        return len(self.stdout) + len(self.stderr)
+
+    def take(self, output: Output, room: int) -> Output:
+        """Appends what was not seen yet, up to `room` bytes; what was appended. Raises `StreamLost` at a gap."""
+        stream = self.stdout if output.stream == "stdout" else self.stderr
+        start = len(stream)
+        if output.offset > start:
+            raise StreamLost(f"{output.stream} jumped from byte {start} to byte {output.offset}")
+        fresh = output.data[start - output.offset :][:room]
+        stream += fresh
+        return Output(output.stream, fresh, start)
+
+
+async def capture(
+    process: Process, command: Command, on_output: Callable[[Output], None] | None = None
+) -> Capture:
+    """What the program writes until it ends, is past its deadline, or over its output limit.
+
+    The provider enforces both; this is the backstop for one that does not. Raises `StreamLost`.
+    """
+    got = Capture()
+    with trio.move_on_after(command.timeout + GRACE_SECONDS) as deadline:
+        async with process.events() as events:
+            async for event in events:
+                if isinstance(event, Output):
+                    room = command.output_limit - got.size
+                    fresh = got.take(event, room)
+                    if fresh.data and on_output is not None:
+                        on_output(fresh)
+                    if len(event.data) > room:
+                        got.exit = Exit(kind="output-limit")
+                        break
+                elif isinstance(event, Exit):
+                    got.exit = event
+                    return got
+                else:
+                    got.artifacts.append(event)
+    if deadline.cancelled_caught:
+        got.exit = Exit(kind="deadline")
+    if got.exit is None:
+        raise StreamLost("the output ended without an exit")
+    with trio.move_on_after(KILL_SECONDS):
+        await process.kill()
+        return got
+    raise StreamLost(f"it could not be killed within {KILL_SECONDS:g} s")

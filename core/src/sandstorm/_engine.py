@@ -1,0 +1,335 @@
+"""One run, forwards only: decode, admit, offers and quotes, screen, rank, plan, attempts, result."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
+from secrets import token_hex
+
+import attrs
+import trio
+
+from sandstorm._accounts import Accounts
+from sandstorm._attempt import CREATE_SECONDS, Failed, Trial
+from sandstorm._capture import Capture
+from sandstorm._constraints import Constraints
+from sandstorm._errors import InvalidInput, NoCandidate, OutcomeUnknown, RunFailed, SandboxLost, SandstormError
+from sandstorm._events import Event, RunFinished, RunPlanned, RunRefused
+from sandstorm._journal import Recorder
+from sandstorm._languages import Languages
+from sandstorm._observatory import Observatory
+from sandstorm._plan import Plan, Ranked, Request
+from sandstorm._planner import Planner
+from sandstorm._plugins import Plugins
+from sandstorm._program import Program, fitted, program
+from sandstorm._quote import ZERO
+from sandstorm._result import Attempt, Exit, Outcome, RunResult
+from sandstorm._settings import Settings, default_store_url
+from sandstorm._sinks import Sinks
+from sandstorm._spec import SandboxSpec
+from sandstorm._store import AttemptRow, RunRow, Store
+from sandstorm._task import Task
+from sandstorm.provider import FULL, Output, Provider
+
+OVERHEAD_SECONDS = 120.0
+"""Life that a sandbox is given beyond its program's timeout: for files, and for the destroy to arrive."""
+
+OnOutput = Callable[[Output], None]
+
+
+@attrs.define
+class Engine:
+    """Routes requests over the configured accounts. Made by `open_engine`."""
+
+    settings: Settings
+    plugins: Plugins
+    planner: Planner
+    store: Store
+    accounts: Accounts
+    languages: Languages
+    sinks: Sinks
+    background: trio.Nursery
+    wall: Callable[[], float]
+    recorder: Recorder
+    observatory: Observatory = attrs.field(factory=Observatory)
+    log: logging.Logger = attrs.field(factory=lambda: logging.getLogger("sandstorm"))
+
+    # --- deciding ----------------------------------------------------------------------------------------
+
+    def request(
+        self,
+        task: Task | None,
+        spec: SandboxSpec,
+        constraints: Constraints,
+        strategy: str | None = None,
+        tenant: str = "default",
+        lifetime: float | None = None,
+    ) -> Request:
+        """A decoded call. Raises `InvalidInput` for a language or strategy that is not known."""
+        if task is not None:
+            spec = fitted(spec, task, self.languages)
+            program(task, self.languages, "")
+        return Request(
+            id=f"{int(self.wall() * 1000):011x}{token_hex(5)}",
+            task=task,
+            spec=spec,
+            constraints=constraints,
+            strategy=strategy or self.settings.strategy,
+            tenant=tenant,
+            lifetime=lifetime if task is None and lifetime else (task.timeout if task else 3600.0) + OVERHEAD_SECONDS,
+        )
+
+    async def plan(self, request: Request) -> Plan:
+        """The decision; runs nothing. Raises `Denied`. A plan without candidates says why in its exclusions."""
+        try:
+            self.planner.admit(request)
+        except SandstormError as exc:
+            self.emit(RunRefused(at=self.wall(), run=request.id, tenant=request.tenant, by=type(exc).__name__, reason=str(exc)))
+            raise
+        invited, excluded = self.planner.invite(request)
+        facts = await self.accounts.facts([provider.name for provider in invited])
+        return self.planner.plan(request, invited, excluded, facts, self.observatory.knowledge, self.wall())
+
+    # --- running -----------------------------------------------------------------------------------------
+
+    async def run(self, request: Request, on_output: OnOutput | None = None) -> RunResult:
+        """What came of the program.
+
+        Raises `Denied`, `NoCandidate`, `RunFailed` (it did not start), `OutcomeUnknown` (it may have run), and the
+        caller's mistakes as the provider names them.
+        """
+        assert request.task is not None
+        began = trio.current_time()
+        plan = await self.planned(request)
+        secret_values = await self.secrets(request.spec.secrets)
+        row = self.recorder.planned(plan)
+        failed: list[Attempt] = []
+        for number, ranked in enumerate(plan.candidates, 1):
+            trial = self.trial(plan, ranked, number, secret_values)
+            try:
+                return await self._try(trial, row, failed, began, on_output)
+            except Failed as failure:
+                failed.append(await trial.fail(failure))
+                if failure.started and request.task.effects == "unknown":
+                    error: Exception = OutcomeUnknown(failed, plan)
+                elif failure.movable:
+                    continue
+                else:
+                    error = failure.cause
+                await self.give_up(row, error)
+                raise error from failure.cause
+            except trio.Cancelled:
+                if not trial.abandoned:
+                    with trio.CancelScope(shield=True):
+                        await trial.fail(Failed(SandboxLost("cancelled by the caller"), started=trial.row.state == "started"))
+                raise
+        ended = RunFailed(failed, plan)
+        await self.give_up(row, ended)
+        raise ended
+
+    async def planned(self, request: Request) -> Plan:
+        """The decision, where there is something to try. Raises `Denied`, `NoCandidate`."""
+        plan = await self.plan(request)
+        at, run, tenant = self.wall(), request.id, request.tenant
+        if not plan.candidates:
+            refused = NoCandidate(plan)
+            self.emit(RunRefused(at=at, run=run, tenant=tenant, by="NoCandidate", reason=str(refused)))
+            raise refused
+        names = tuple(ranked.candidate.provider for ranked in plan.candidates)
+        self.emit(RunPlanned(at=at, run=run, tenant=tenant, candidates=names, excluded=len(plan.exclusions)))
+        return plan
+
+    def trial(self, plan: Plan, ranked: Ranked, number: int, secret_values: dict[str, str]) -> Trial:
+        """One try at a candidate, not yet written down."""
+        candidate, at = ranked.candidate, self.wall()
+        row = AttemptRow(
+            id=f"ss-{plan.request.id}-{number}",
+            run=plan.request.id,
+            number=number,
+            provider=candidate.provider,
+            offer=candidate.offer.id,
+            region=candidate.offer.region or "",
+            dispatch_by=at + CREATE_SECONDS,
+            expires_at=at + CREATE_SECONDS + plan.request.lifetime,
+            exposure=candidate.quote.high,
+            created_at=at,
+        )
+        return Trial(engine=self, plan=plan, candidate=candidate, row=row, secrets=secret_values)
+
+    async def _try(
+        self, trial: Trial, row: RunRow, failed: Sequence[Attempt], began: float, on_output: OnOutput | None
+    ) -> RunResult:
+        task = trial.plan.request.task
+        assert task is not None
+        prepared = program(task, self.languages, trial.row.id)
+        one_shot = (
+            trial.candidate.offer.abilities.get("OneShot") == FULL and len(prepared.commands) == 1 and not task.outputs
+        )
+        if one_shot:
+            # The program starts with the create, so the intent itself says that it may have started.
+            trial.row = attrs.evolve(trial.row, outcome=Outcome.MAYBE_STARTED.value)
+        await trial.open(row)
+        started = trio.current_time()
+        if one_shot:
+            process = await trial.launch(prepared)
+            got = await trial.follow(process, prepared.commands[0], on_output)
+            outputs: dict[str, bytes] = {}
+        else:
+            got = await self._steps(trial, prepared, on_output)
+            outputs = await trial.fetch(trial.sandbox, task.outputs) if trial.sandbox and task.outputs else {}
+        return await self._finish(trial, row, failed, got, outputs, (began, started))
+
+    async def _steps(self, trial: Trial, prepared: Program, on_output: OnOutput | None) -> Capture:
+        """Compile steps and the program in one sandbox; stops at the first step that does not succeed."""
+        sandbox = await trial.create(prepared.files)
+        *compiling, running = prepared.commands
+        for command in compiling:
+            got = await trial.follow(await trial.start(sandbox, command), command, None)
+            assert got.exit is not None
+            if not got.exit.ok:
+                got.exit = Exit(kind="compile-error", code=got.exit.status)
+                return got
+        return await trial.follow(await trial.start(sandbox, running), running, on_output)
+
+    async def _finish(
+        self,
+        trial: Trial,
+        row: RunRow,
+        failed: Sequence[Attempt],
+        got: Capture,
+        outputs: dict[str, bytes],
+        times: tuple[float, float],
+    ) -> RunResult:
+        assert got.exit is not None
+        began, started = times
+        now = trio.current_time()
+        start = trial.row.start_seconds
+        run_seconds = now - started if start is None else max(0.0, now - trial.began - start)
+        money = trial.cost()
+        booked = trial.finishing(money)
+        offer = trial.candidate.offer
+        result = RunResult(
+            id=row.id,
+            stdout=bytes(got.stdout),
+            stderr=bytes(got.stderr),
+            exit=got.exit,
+            outputs=outputs,
+            artifacts=tuple(got.artifacts),
+            outcome=Outcome.FINISHED,
+            provider=trial.row.provider,
+            isolation=offer.isolation,
+            isolation_detail=offer.isolation_detail,
+            total_seconds=now - began,
+            run_seconds=run_seconds,
+            cost=money,
+            cost_open=ZERO if money is not None else None,
+            attempts=(*failed, trial.attempt),
+            plan=trial.plan,
+        )
+        with trio.CancelScope(shield=True):
+            done = self.recorder.finished(row, result, tuple(trial.secrets.values()))
+            await self.store.finish(done, trial.row, booked)
+            await trial.release()
+        trial.closed()
+        language = trial.plan.request.spec.environment.language
+        if language is not None:
+            self.store.observe_nowait([self.observatory.learn_duration(language, run_seconds)])
+        self.emit(
+            RunFinished(
+                at=self.wall(),
+                run=row.id,
+                tenant=row.tenant,
+                provider=result.provider,
+                exit=result.exit,
+                seconds=result.total_seconds,
+                cost=money,
+            )
+        )
+        attempt = trial.attempt
+        cost_open = result.cost_open
+        if attempt.open and money is not None and attempt.exposure is not None:
+            cost_open = max(ZERO, attempt.exposure - money)
+        return attrs.evolve(
+            result, attempts=(*failed, attempt), cost_open=cost_open, total_seconds=trio.current_time() - began
+        )
+
+    async def give_up(self, row: RunRow, error: Exception) -> None:
+        """Writes down that a run has no result, and why."""
+        state = "unknown" if isinstance(error, OutcomeUnknown) else "failed"
+        ended = attrs.evolve(row, state=state, result=self.recorder.error(error))
+        with trio.CancelScope(shield=True):
+            await self.store.finish(ended, None, ())
+
+    async def secrets(self, names: Sequence[str]) -> dict[str, str]:
+        """The values of secrets. Raises `InvalidInput` for one that no source has."""
+        found = {}
+        for name in names:
+            for source in self.plugins.secrets():
+                value = await source.lookup(name)
+                if value is not None:
+                    found[name] = value
+                    break
+            else:
+                raise InvalidInput("spec.secrets", "the name of a secret that an installed source has", name)
+        return found
+
+    # --- events ------------------------------------------------------------------------------------------
+
+    def emit(self, event: Event) -> None:
+        """Tells plugins and sinks, and learns from it. Never fails and never waits."""
+        changed = self.observatory.learn(event)
+        if changed is not None:
+            self.store.observe_nowait([changed])
+        self.plugins.observe(event)
+        self.sinks.put_nowait(event)
+
+
+CLOSE_SECONDS = 60.0
+"""How long closing waits for creates under way and destroys; what is left then is in the journal."""
+
+
+@asynccontextmanager
+async def open_engine(
+    settings: Settings,
+    *,
+    extra: Iterable[tuple[str, object]] = (),
+    store: Store | None = None,
+    wall: Callable[[], float] = time.time,
+) -> AsyncIterator[Engine]:
+    """An engine over the installed plugins and those in `extra`, each a name and an object."""
+    plugins = Plugins.load(settings, extra=tuple(extra))
+    store = store or plugins.store(settings.store or default_store_url())
+    providers: tuple[Provider, ...] = plugins.providers()
+    planner = Planner(
+        providers=providers, plugins=plugins, strategies=plugins.strategies(), invited=tuple(settings.providers)
+    )
+    async with store.open(), trio.open_nursery() as sessions:
+        accounts = Accounts(providers, sessions, store, wall)
+        accounts.restore(await store.facts())
+        sinks = Sinks(plugins.sinks())
+        sessions.start_soon(sinks.deliver)
+        observatory = Observatory()
+        observatory.restore(await store.observations())
+        with trio.CancelScope() as closing:
+            async with trio.open_nursery() as background:
+                engine = Engine(
+                    settings=settings,
+                    plugins=plugins,
+                    planner=planner,
+                    store=store,
+                    accounts=accounts,
+                    languages=plugins.languages(),
+                    sinks=sinks,
+                    background=background,
+                    wall=wall,
+                    recorder=Recorder(settings.keep),
+                    observatory=observatory,
+                )
+                try:
+                    yield engine
+                finally:
+                    closing.deadline = trio.current_time() + CLOSE_SECONDS
+        await sinks.close()
+        sessions.cancel_scope.cancel()

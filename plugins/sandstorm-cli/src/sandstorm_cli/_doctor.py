@@ -1,0 +1,154 @@
+"""`sandstorm doctor`: what is wrong with this installation, and what to do about it."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import attrs
+import click
+
+from sandstorm_cli._commands import added_commands
+from sandstorm_cli._failure import message
+from sandstorm_cli._import_name import CORE, IMPORT_NAME, core_version, foreign_owners, is_ours
+from sandstorm_cli._flags import json_option, settings_option
+from sandstorm_cli._terminal import emit_json, emit_pairs, waiting
+
+OLDEST = (3, 11)
+
+
+@attrs.frozen(kw_only=True)
+class Check:
+    """One thing that was looked at.
+
+    Attributes:
+        name: What it is.
+        state: `ok`, `warn` or `fail`.
+        detail: What was found.
+        remedy: What to do about it; empty where nothing is to be done.
+    """
+
+    name: str
+    state: str = "ok"
+    detail: str
+    remedy: str = ""
+
+
+@click.command()
+@settings_option
+@json_option
+def doctor(settings: str | None, as_json: bool) -> int:
+    """Check this installation: Python, plugins, settings, store and providers. Exits with 1 if something fails."""
+    with waiting("checking…"):
+        checks = [_python(), _core(), *_owner(), *_command_checks()]
+        if is_ours():
+            checks += _client_checks(settings)
+    if as_json:
+        emit_json({"ok": not _failed(checks), "checks": [attrs.asdict(check) for check in checks]})
+    else:
+        emit_pairs([(f"{check.state:<4}  {check.name}", _line(check)) for check in checks])
+    return 1 if _failed(checks) else 0
+
+
+def _failed(checks: list[Check]) -> bool:
+    return any(check.state == "fail" for check in checks)
+
+
+def _line(check: Check) -> str:
+    return f"{check.detail}; remedy: {check.remedy}" if check.remedy else check.detail
+
+
+def _python() -> Check:
+    found = f"Python {platform.python_version()} on {platform.system()}"
+    if sys.version_info < OLDEST:
+        return Check(name="python", state="fail", detail=found, remedy="use Python 3.11 or later")
+    if sys.implementation.name != "cpython" or not sys.platform.startswith("linux"):
+        return Check(name="python", state="warn", detail=found, remedy="use CPython on Linux for the local provider")
+    return Check(name="python", detail=found)
+
+
+def _core() -> Check:
+    found = core_version()
+    if found is None:
+        return Check(name="core", state="fail", detail=f"{CORE} is not installed", remedy=f"pip install {CORE}")
+    return Check(name="core", detail=f"{CORE} {found}")
+
+
+def _owner() -> Iterator[Check]:
+    foreign = foreign_owners()
+    if foreign:
+        names = " ".join(owner.split()[0] for owner in foreign)
+        yield Check(
+            name="import name",
+            state="fail",
+            detail=f"{', '.join(foreign)} also owns the import name {IMPORT_NAME!r}",
+            remedy=f"pip uninstall {names}, then pip install --force-reinstall --no-deps {CORE}",
+        )
+    elif not is_ours():
+        yield Check(
+            name="import name",
+            state="fail",
+            detail=f"importing {IMPORT_NAME!r} does not give {CORE}",
+            remedy=f"look for a file or folder named {IMPORT_NAME} in the current directory and in PYTHONPATH",
+        )
+    else:
+        yield Check(name="import name", detail=f"{IMPORT_NAME!r} belongs to {CORE}")
+
+
+def _client_checks(settings: str | None) -> Iterator[Check]:
+    from sandstorm import Sandstorm
+
+    try:
+        with Sandstorm(settings=settings) as client:
+            yield Check(name="settings", detail=client.settings_path or "none found; the defaults apply")
+            yield Check(name="store", detail=f"{client.store_url} can be written")
+            yield from _plugin_checks(client.plugins())
+            yield from _provider_checks(client.providers())
+    except Exception as exc:
+        yield _start_failed(exc)
+
+
+def _start_failed(exc: Exception) -> Check:
+    field = getattr(exc, "field", "")
+    place = "settings" if type(exc).__name__ == "SettingsError" else "start"
+    remedy = f"correct {field}" if field else "see the reason; SANDSTORM_TRACEBACK=1 sandstorm providers shows where"
+    return Check(name=place, state="fail", detail=message(exc), remedy=remedy)
+
+
+def _plugin_checks(report: Any) -> Iterator[Check]:
+    yield Check(name="plugins", detail="loaded: " + ", ".join(plugin.name for plugin in report.loaded))
+    for plugin in report.set_aside:
+        detail = f"set aside: {plugin.reason}"
+        remedy = f"update or uninstall {plugin.distribution or plugin.name}"
+        yield Check(name=f"plugin {plugin.name}", state="warn", detail=detail, remedy=remedy)
+
+
+def _command_checks() -> Iterator[Check]:
+    for command in added_commands():
+        if command["reason"]:
+            remedy = f"update or uninstall {command['distribution']}"
+            yield Check(name=f"command {command['name']}", state="warn", detail=command["reason"], remedy=remedy)
+
+
+def _provider_checks(found: Any) -> Iterator[Check]:
+    from sandstorm_cli._show import SHARED_KERNEL, isolation
+
+    if not found:
+        yield Check(name="providers", state="fail", detail="none is installed", remedy="pip install sandstorm-provider-local")
+    for status in found:
+        name = f"provider {status.name}"
+        if not status.ok:
+            yield Check(name=name, state="fail", detail=status.detail, remedy="correct it, or disable the plugin in the settings")
+            continue
+        if status.isolation is None:
+            reasons = "; ".join(each.reason for each in status.offers if hasattr(each, "rule")) or status.detail
+            yield Check(name=name, state="warn", detail=f"works, and offers nothing: {reasons}", remedy="see its README")
+            continue
+        shown = isolation(status.isolation, status.detail)
+        if SHARED_KERNEL in shown:
+            remedy = "for hostile code ask for --isolation gvisor or microvm"
+            yield Check(name=name, state="warn", detail=f"works; isolation {shown}", remedy=remedy)
+        else:
+            yield Check(name=name, detail=f"works; isolation {shown}")

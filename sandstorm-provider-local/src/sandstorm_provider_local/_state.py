@@ -1,0 +1,194 @@
+"""The directory in which sandboxes are recorded: one subdirectory each, named by its marker."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import random
+import shutil
+import stat
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from sandstorm.provider import CapacityError, Conflict, ProviderDown, SandboxGone
+from sandstorm_provider_local._owner import is_dead, own_token
+
+_FIRST_UID, _UIDS = 64000, 1000
+"""The user ids that sandboxes of root run as: one each, since the kernel counts processes by user id."""
+_RECORD = "record.json"
+
+
+@attrs.frozen(kw_only=True)
+class Record:
+    """What is written down of a sandbox.
+
+    Attributes:
+        marker: Its name.
+        owner: The router that made it.
+        created_at: Wall-clock seconds since 1970.
+        expires_at: Likewise; past this it is removed by the next session of any router.
+        keeps_files: Whether it has a work area on disk.
+        memory: MiB.
+        cpu: vCPU.
+        disk: MiB.
+        uid: The user id that its programs run as, or None for the caller's own.
+    """
+
+    marker: str
+    owner: str
+    created_at: float
+    expires_at: float
+    keeps_files: bool
+    memory: int
+    cpu: float
+    disk: int
+    uid: int | None
+
+
+def state_directory(setting: str | None) -> Path:
+    """The directory, made if it is missing, and refused with `ProviderDown` where it belongs to somebody else."""
+    root = os.geteuid() == 0
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    if setting:
+        path = Path(setting).absolute()
+    elif runtime and not root:
+        path = Path(runtime) / "sandstorm"
+    else:
+        path = Path("/tmp") / f"sandstorm-{os.geteuid()}"
+    # Root's sandboxes run as other users, who must get through to their own work area and see nothing on the way.
+    mode = 0o711 if root else 0o700
+    try:
+        path.mkdir(mode=mode, exist_ok=True)
+        found = path.lstat()
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
+            raise ProviderDown(f"{path} is not a directory that only this user can write; remove it or set state_dir")
+        path.chmod(mode)
+        for name in ("boxes", "sessions", "uids"):
+            (path / name).mkdir(mode=mode, exist_ok=True)
+    except OSError as exc:
+        raise ProviderDown(f"no state directory: {exc}") from exc
+    return path
+
+
+class UidLease:
+    """A user id that no other living sandbox uses; None for the caller's own where the caller is not root."""
+
+    def __init__(self, state: Path) -> None:
+        self.uid: int | None = None
+        self._fd = -1
+        if os.geteuid() == 0:
+            self._fd, self.uid = _lock_uid(state / "uids")
+
+    def close(self) -> None:
+        """Lets others have it."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+def _lock_uid(directory: Path) -> tuple[int, int]:
+    start = random.randrange(_UIDS)
+    for step in range(_UIDS):
+        uid = _FIRST_UID + (start + step) % _UIDS
+        fd = os.open(directory / str(uid), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(fd)
+        else:
+            return fd, uid
+    raise CapacityError(f"all {_UIDS} user ids for sandboxes are in use")
+
+
+class Records:
+    """The sandboxes of this user on this machine."""
+
+    def __init__(self, state: Path) -> None:
+        self._boxes = state / "boxes"
+
+    def directory(self, marker: str) -> Path:
+        """The directory of one sandbox, whether it exists or not."""
+        return self._boxes / marker
+
+    def add(self, record: Record) -> Path:
+        """Records a sandbox and gives its directory. Raises `Conflict` if the marker is taken."""
+        directory = self.directory(record.marker)
+        try:
+            directory.mkdir(mode=0o700)
+        except FileExistsError:
+            raise Conflict(f"the marker {record.marker} is taken") from None
+        try:
+            # Written under another name first, so that no reader ever sees half of it.
+            draft = directory / "draft"
+            draft.write_text(json.dumps(attrs.asdict(record)))
+            draft.rename(directory / _RECORD)
+            if record.uid is not None:
+                os.chown(directory, record.uid, -1)
+        except BaseException:
+            shutil.rmtree(directory, ignore_errors=True)
+            raise
+        return directory
+
+    def get(self, marker: str) -> Record:
+        """The record of one sandbox. Raises `SandboxGone`."""
+        if not marker or "/" in marker or marker.startswith("."):
+            raise SandboxGone(f"there is no sandbox {marker!r}")
+        try:
+            return self._read(self.directory(marker))
+        except (OSError, ValueError, TypeError):
+            raise SandboxGone(f"there is no sandbox {marker}") from None
+
+    def _read(self, directory: Path) -> Record:
+        data: dict[str, Any] = json.loads((directory / _RECORD).read_text())
+        return Record(**data)
+
+    def all(self) -> Iterator[Record]:
+        """Every sandbox that is recorded."""
+        for directory in sorted(self._boxes.iterdir()):
+            with suppress(OSError, ValueError, TypeError):
+                yield self._read(directory)
+
+    def remove(self, marker: str) -> None:
+        """Forgets a sandbox and deletes its files. Succeeds if there is none."""
+        directory = self.directory(marker)
+        with suppress(FileNotFoundError):
+            shutil.rmtree(directory, onerror=_make_writable)
+
+    def stale(self, now: float) -> list[str]:
+        """Markers of sandboxes whose router is dead and of which nothing is to be kept."""
+        return [
+            record.marker
+            for record in self.all()
+            if is_dead(record.owner) and (not record.keeps_files or now >= record.expires_at)
+        ]
+
+
+def _make_writable(function: Any, path: str, error: Any) -> None:
+    """Programs may take permissions away from their own directories; the owner takes them back and tries again."""
+    if isinstance(error[1], FileNotFoundError):
+        return
+    parent = os.path.dirname(path)
+    for place in (parent, path):
+        if stat.S_ISDIR(os.lstat(place).st_mode):
+            os.chmod(place, 0o700)
+    if os.path.isdir(path) and not os.path.islink(path):
+        shutil.rmtree(path)
+    else:
+        os.unlink(path)
+
+
+def new_session_directory(state: Path) -> Path:
+    """A directory for what one session needs, of which that of dead routers is removed."""
+    sessions = state / "sessions"
+    for old in sessions.iterdir():
+        if is_dead(old.name.rpartition("-")[0]):
+            shutil.rmtree(old, ignore_errors=True)
+    directory = sessions / f"{own_token()}-{time.monotonic_ns():x}"
+    directory.mkdir(mode=0o711)
+    return directory
