@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from datetime import date
+from datetime import date, datetime
 from decimal import Decimal
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import attrs
 import pytest
@@ -19,7 +20,7 @@ from sandstorm._errors import InvalidInput
 from sandstorm._offer import Facts, Offer, RateCard
 from sandstorm._plan import Plan, Request
 from sandstorm._result import Artifact, Exit, Outcome, RunResult
-from sandstorm._spec import Network, SandboxSpec
+from sandstorm._spec import Gpu, Network, SandboxSpec
 from sandstorm._task import Task
 
 CLASSES = (SandboxSpec, Task, Constraints, Request, Plan, RunResult, Offer, Facts, RateCard, Exit, Artifact)
@@ -175,6 +176,47 @@ def test_a_network_may_be_named_by_its_mode() -> None:
     assert decode(SandboxSpec, {"network": "open"}).network == Network(mode="open")
 
 
+@attrs.frozen(kw_only=True)
+class Table:
+    """What a plugin's settings may hold beside what the values of the core do."""
+
+    mode: Literal["fast", "safe"] = "safe"
+    root: Path | None = None
+    since: date | None = None
+    models: frozenset[str] = frozenset()
+    pair: tuple[str, int] = ("a", 1)
+    gpus: dict[str, Gpu] = attrs.field(factory=dict)
+
+
+def test_the_settings_of_a_plugin_may_have_richer_types() -> None:
+    """Literals, paths, days as TOML gives them, sets and tables of values decode as they are declared."""
+    data = {"mode": "fast", "root": "/srv", "since": date(2025, 1, 31), "models": ["a"], "gpus": {"x": {"model": "H100"}}}
+    assert decode(Table, data) == Table(
+        mode="fast", root=Path("/srv"), since=date(2025, 1, 31), models=frozenset("a"), gpus={"x": Gpu(model="H100")}
+    )
+
+
+@pytest.mark.parametrize(
+    ("data", "field"),
+    [
+        ({"mode": "slow"}, "in.mode"),
+        ({"root": 3}, "in.root"),
+        ({"root": ""}, "in.root"),
+        ({"since": "tomorrow"}, "in.since"),
+        ({"since": datetime(2025, 1, 31, 12)}, "in.since"),
+        ({"models": "abc"}, "in.models"),
+        ({"pair": 3}, "in.pair"),
+        ({"pair": ["a", "b"]}, "in.pair"),
+        ({"gpus": {"x": {"model": ""}}}, "in.gpus.x.model"),
+    ],
+)
+def test_richer_types_are_as_strict_and_as_located(data: dict[str, Any], field: str) -> None:
+    """A wrong value of any of them is one line at its key."""
+    with pytest.raises(InvalidInput) as caught:
+        decode(Table, data, "in")
+    assert caught.value.field == field
+
+
 def _nested(depth: int) -> Any:
     value: Any = 1
     for _ in range(depth):
@@ -187,6 +229,14 @@ def test_free_form_data_that_is_no_json_is_not_encoded(value: Any) -> None:
     """What a caller passes through untouched must still be data that can be stored."""
     with pytest.raises(InvalidInput):
         to_json(SandboxSpec(provider_options={"e2b": {"x": value}}))
+
+
+def test_free_form_data_is_accepted_as_deep_as_it_can_be_stored() -> None:
+    """What is decoded can be encoded; what is nested more deeply is refused where it stands."""
+    fits = decode(SandboxSpec, {"provider_options": {"e2b": {"x": _nested(MAX_DEPTH)}}})
+    assert from_json(SandboxSpec, to_json(fits)) == fits
+    with pytest.raises(InvalidInput, match=r"^provider_options\.e2b\.x: expected at most 64 levels"):
+        decode(SandboxSpec, {"provider_options": {"e2b": {"x": _nested(MAX_DEPTH + 1)}}})
 
 
 def test_a_figure_that_is_not_finite_is_not_encoded() -> None:

@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 from sandstorm import _sqlite_schema as schema
 from sandstorm._errors import Conflict, InvalidInput, PluginError
 from sandstorm._offer import Facts
-from sandstorm._sqlite import SqlitePlugin, SqliteStore, path_of
+from sandstorm._sqlite import LINGER_SECONDS, SqlitePlugin, SqliteStore, path_of
 from sandstorm._store import OPEN_STATES, AttemptRow, LedgerRow, Observation, RunRow, Store
 
 
@@ -423,10 +423,12 @@ def test_urls_name_files_as_sqlalchemy_spells_them() -> None:
     assert path_of("sqlite://") is path_of("sqlite:///") is path_of("sqlite:///:memory:") is None
 
 
-@pytest.mark.parametrize("url", ["sqlite", "sqlite:x.db", "sqlite://host/x.db", "sqlite:///x.db?mode=ro", "sqlite:////x/", "pg://x"])
+@pytest.mark.parametrize(
+    "url", ["sqlite", "sqlite:x.db", "sqlite://host/x.db", "sqlite:///x.db?mode=ro", "sqlite:////x/", "pg://x"]
+)
 def test_other_urls_are_refused(url: str) -> None:
     """A URL that is not SQLite's names the setting and shows what would be right."""
-    with pytest.raises(InvalidInput, match='store: expected "sqlite:///relative.db"'):
+    with pytest.raises(InvalidInput, match=r'store: expected "sqlite:///relative\.db"'):
         SqliteStore(url)
 
 
@@ -435,6 +437,12 @@ def test_the_plugin_answers_for_its_scheme() -> None:
     store = SqlitePlugin().sandstorm_store("sqlite:////tmp/j.db")
     assert isinstance(store, SqliteStore) and store.url == "sqlite:////tmp/j.db"
     assert SqlitePlugin().sandstorm_store("postgresql://host/db") is None
+
+
+def test_importing_the_plugin_does_not_load_sqlite() -> None:
+    """SQLite itself is loaded when a store is opened, not when the plugin is imported."""
+    code = "import sys, sandstorm._sqlite as s; s.SqliteStore('sqlite://'); sys.exit('sqlite3' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 async def test_the_file_is_for_its_owner_alone(tmp_path: Path) -> None:
@@ -510,8 +518,9 @@ async def test_a_write_that_nobody_waits_for_reaches_the_file(tmp_path: Path) ->
     store = SqliteStore(f"sqlite:///{tmp_path}/journal.db")
     with trio.fail_after(20):
         async with store.open():
+            await trio.sleep(3 * LINGER_SECONDS)  # until the writer sleeps and has to be woken
             store.observe_nowait([Observation(key="k", data="1")])
-            while store.commits == 0:
+            while store.commits == 0:  # noqa: ASYNC110 - nothing tells of a write that nobody waits for
                 await trio.sleep(0.01)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import math
+import subprocess
+import sys
 import tracemalloc
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -16,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
+from sandstorm import testing
 from sandstorm.provider import (
     Command,
     Conflict,
@@ -74,7 +77,7 @@ async def read(sandbox: Sandbox, path: str) -> bytes:
 async def collect(process: Process) -> tuple[bytes, bytes, Exit]:
     """stdout, stderr and the exit of a program, with every offset checked."""
     streams = {"stdout": b"", "stderr": b""}
-    exits = []
+    exits: list[Exit] = []
     async with process.events() as events:
         async for event in events:
             assert not exits, "nothing follows the exit"
@@ -206,9 +209,10 @@ async def test_a_program_goes_on_while_nobody_listens(autojump_clock: MockClock)
                 await anext(events)
 
 
-async def test_the_deadline_ends_the_program(autojump_clock: MockClock) -> None:
-    """Output before the deadline is delivered, nothing after it, and the exit comes at its very time."""
-    stdout, _, how = await run("out a\nsleep 10\nout b", timeout=4.0)
+@pytest.mark.parametrize("seconds", [4, 4.5, 10])
+async def test_the_deadline_ends_the_program(autojump_clock: MockClock, seconds: float) -> None:
+    """Output before the deadline is delivered, nothing from it on, and the exit comes at its very time."""
+    stdout, _, how = await run(f"out a\nsleep {seconds}\nout b", timeout=4.0)
     assert (stdout, how, trio.current_time()) == (b"a\n", Exit(kind="deadline", signal=9), 4.0)
 
 
@@ -257,6 +261,15 @@ async def test_the_vendor_ends_what_outlives_its_lifetime(autojump_clock: MockCl
             await session.attach(sandbox.id)
         await sandbox.destroy()
     assert provider.vendor.live() == ()
+    assert [charge.seconds for charge in provider.vendor.bill()] == [10.0]
+
+
+async def test_an_end_that_nobody_saw_has_its_own_time(autojump_clock: MockClock) -> None:
+    """A sandbox that expired unwatched is billed to its end and not to the time at which someone looked."""
+    provider = ReferenceProvider()
+    async with provider.connect() as session:
+        await session.create(order(provider, lifetime=10.0))
+        await trio.sleep(1000)
     assert [charge.seconds for charge in provider.vendor.bill()] == [10.0]
 
 
@@ -599,6 +612,18 @@ def test_plugin_for_registers_the_providers() -> None:
     plugin = plugin_for(*providers, name="two")
     assert (plugin.name, tuple(plugin.sandstorm_providers())) == ("two", providers)
     assert hasattr(plugin.sandstorm_providers, "sandstorm_impl")
+
+
+def test_neither_pytest_nor_hypothesis_is_needed() -> None:
+    """Importing `sandstorm.testing` imports no test framework."""
+    code = "import sys, sandstorm.testing; sys.exit(any(name in sys.modules for name in ('pytest', 'hypothesis')))"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_all_that_is_exported_is_there() -> None:
+    """`__all__` is sorted, has no doubles, and names only what exists."""
+    assert testing.__all__ == sorted(set(testing.__all__), key=lambda name: (not name.isupper(), name[0].islower(), name))
+    assert all(hasattr(testing, name) for name in testing.__all__)
 
 
 # --- properties -----------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import trio
 
+from sandstorm._collapse import collapsed
 from sandstorm._errors import ProviderDown
 from sandstorm._offer import Facts
 from sandstorm._store import Store
@@ -88,9 +89,10 @@ class Accounts:
     async def _hold(self, provider: Provider, task_status: trio.TaskStatus[Session]) -> None:
         """Keeps the session's context open until the engine ends; what breaks in it later only ends the session."""
         try:
-            async with provider.connect() as session:
-                task_status.started(session)
-                await trio.sleep_forever()
+            with collapsed():
+                async with provider.connect() as session:
+                    task_status.started(session)
+                    await trio.sleep_forever()
         except Exception:
             if self._sessions.pop(provider.name, None) is None:
                 raise

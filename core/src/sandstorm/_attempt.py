@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from decimal import Decimal
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import attrs
 import trio
@@ -22,7 +22,7 @@ from sandstorm._events import AttemptClosed, AttemptOpened, ProgramStarted, Sand
 from sandstorm._journal import movement
 from sandstorm._plan import Candidate, Plan
 from sandstorm._program import Program, with_files
-from sandstorm._quote import NANO, cost
+from sandstorm._quote import NANO, ZERO, cost
 from sandstorm._result import Attempt, Outcome
 from sandstorm._store import AttemptRow, LedgerRow, RunRow
 from sandstorm.provider import Command, OneShot, Order, Output, Process, Sandbox, Session
@@ -83,17 +83,19 @@ class Trial:
         """The sandbox, bound in the journal. Raises `Failed`."""
         session = await self._session()
         order = self._order(files)
-        self.sandbox = await self._dispatched(lambda: session.create(order))
-        self._bound(self.sandbox)
-        return self.sandbox
+        sandbox = await self._dispatched(lambda: session.create(order))
+        self.sandbox = sandbox
+        self._bound(sandbox)
+        return sandbox
 
     async def launch(self, program: Program) -> Process:
         """The program, started as the main process of a new sandbox. Raises `Failed`, perhaps started."""
         session = await self._session()
         assert isinstance(session, OneShot)
         order = self._order(program.files)
-        self.sandbox, process = await self._dispatched(lambda: session.launch(order, program.commands[-1]), starts=True)
-        self._bound(self.sandbox)
+        sandbox, process = await self._dispatched(lambda: session.launch(order, program.commands[-1]), starts=True)
+        self.sandbox = sandbox
+        self._bound(sandbox)
         self._started()
         return process
 
@@ -112,9 +114,7 @@ class Trial:
         self._started()
         return process
 
-    async def follow(
-        self, process: Process, command: Command, on_output: Callable[[Output], None] | None
-    ) -> Capture:
+    async def follow(self, process: Process, command: Command, on_output: Callable[[Output], None] | None) -> Capture:
         """What the program writes until it ends. Raises `Failed`, started."""
         try:
             return await capture(process, command, on_output)
@@ -136,18 +136,23 @@ class Trial:
             raise Failed(exc, started=True) from exc
         return found
 
-    async def release(self) -> None:
-        """Destroys the sandbox, shielded and bounded; what could not be destroyed stays open in the journal."""
+    async def release(self, cost: Decimal | None) -> None:
+        """Destroys the sandbox, shielded and bounded; what could not be destroyed stays open in the journal.
+
+        The reservation is released, and the cost settled, only with a confirmed destroy.
+        """
         if self.sandbox is None:
             return
-        with trio.CancelScope(shield=True, deadline=trio.current_time() + RELEASE_SECONDS):
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + RELEASE_SECONDS) as scope:
             try:
                 await self.sandbox.destroy()
             except Exception as exc:
                 self.engine.log.warning("%s: could not destroy %s: %s", self.row.provider, self.sandbox.id, exc)
             else:
                 self._set(state="released")
-                await self.engine.store.update(self.row, durable=False)
+                await self.engine.store.update(self.row, self._settled(cost), durable=False)
+        if scope.cancelled_caught:
+            self.engine.log.warning("%s: no answer to the destroy of %s", self.row.provider, self.sandbox.id)
 
     async def fail(self, failed: Failed) -> Attempt:
         """Writes down how the attempt failed and lets go of what it made; the attempt as the caller sees it."""
@@ -160,8 +165,8 @@ class Trial:
             error_class=type(failed.cause).__name__,
         )
         with trio.CancelScope(shield=True):
-            await self.engine.store.update(self.row, durable=True)
-        await self.release()
+            await self.engine.store.update(self.row, self._settled(ZERO) if nothing else (), durable=True)
+        await self.release(self.cost())
         self.closed()
         return self.attempt
 
@@ -199,15 +204,9 @@ class Trial:
             return (expected * Decimal(repr(seconds / usage.seconds))).quantize(NANO)
         return cost(provider.rates, self.candidate.offer, seconds, self.candidate.quote.usage.utilisation)
 
-    def finishing(self, cost: Decimal | None) -> list[LedgerRow]:
-        """Marks the result as known and the release as begun; the money that moves with it."""
+    def finish(self) -> None:
+        """Marks the result as known and the release as begun."""
         self._set(state="releasing", outcome=Outcome.FINISHED.value)
-        if not self.row.exposure or cost is None:
-            return []
-        return [
-            self._move("release", self.row.exposure, "exposure"),
-            self._move("settle", cost, "estimated"),
-        ]
 
     def closed(self) -> None:
         """Tells the event sinks that the attempt ended."""
@@ -224,7 +223,7 @@ class Trial:
 
     # --- inside ------------------------------------------------------------------------------------------
 
-    def _set(self, **changes: object) -> None:
+    def _set(self, **changes: Any) -> None:
         self.row = attrs.evolve(self.row, **changes)
 
     async def _session(self) -> Session:
@@ -267,9 +266,7 @@ class Trial:
     def _bound(self, sandbox: Sandbox) -> None:
         seconds = trio.current_time() - self.began
         self._set(state="bound", sandbox=sandbox.id, create_seconds=seconds)
-        self._emit(
-            SandboxBound, attempt=self.row.id, provider=self.row.provider, sandbox=sandbox.id, seconds=seconds
-        )
+        self._emit(SandboxBound, attempt=self.row.id, provider=self.row.provider, sandbox=sandbox.id, seconds=seconds)
 
     def _started(self) -> None:
         row, offer = self.row, self.candidate.offer
@@ -283,6 +280,13 @@ class Trial:
             region=offer.region,
             seconds=seconds,
         )
+
+    def _settled(self, cost: Decimal | None) -> list[LedgerRow]:
+        """What moves once nothing more can be billed: the reservation goes, the cost comes."""
+        if not self.row.exposure or cost is None:
+            return []
+        released = self._move("release", self.row.exposure, "exposure")
+        return [released, self._move("settle", cost, "estimated")] if cost else [released]
 
     def _move(self, kind: str, amount: Decimal, basis: str) -> LedgerRow:
         return movement(self.plan, self.row.id, self.row.provider, kind, amount, basis, self.engine.wall())

@@ -263,17 +263,15 @@ async def _held(engine: Engine, trial: Trial, sandbox: Sandbox, row: RunRow) -> 
         box.close()
         with trio.CancelScope(shield=True):
             money = trial.cost()
-            booked = trial.finishing(money)
+            trial.finish()
             seconds = trio.current_time() - began
             ended = attrs.evolve(row, state="finished", provider=box.provider, seconds=seconds, cost=money)
-            await engine.store.finish(ended, trial.row, booked)
-            await trial.release()
+            await engine.store.finish(ended, trial.row, ())
+            await trial.release(money)
         trial.closed()
 
 
-async def _pump(
-    process: Process, send: trio.MemorySendChannel[Output | Artifact | Exit | Exception]
-) -> None:
+async def _pump(process: Process, send: trio.MemorySendChannel[Output | Artifact | Exit | Exception]) -> None:
     async with send:
         try:
             async with process.events() as events:
@@ -298,4 +296,3 @@ async def _chunks(source: bytes | Path) -> AsyncIterator[bytes]:
         return
     for start in range(0, len(source), CHUNK):
         yield source[start : start + CHUNK]
-

@@ -43,9 +43,7 @@ class Capture:
         return Output(output.stream, fresh, start)
 
 
-async def capture(
-    process: Process, command: Command, on_output: Callable[[Output], None] | None = None
-) -> Capture:
+async def capture(process: Process, command: Command, on_output: Callable[[Output], None] | None = None) -> Capture:
     """What the program writes until it ends, is past its deadline, or over its output limit.
 
     The provider enforces both; this is the backstop for one that does not. Raises `StreamLost`.

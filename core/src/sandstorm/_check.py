@@ -10,13 +10,12 @@ from typing import Any
 from sandstorm._errors import InvalidInput
 
 
-
 def money(field: str) -> Callable[[Any], Decimal | None]:
     """A converter to US dollars: takes a Decimal, an int or a string; a float goes through its shortest repr."""
 
     def convert(value: Any) -> Decimal | None:
-        if value is None or type(value) is Decimal and value.is_finite() and value >= 0:
-            return value  # type: ignore[no-any-return]
+        if value is None or (type(value) is Decimal and value.is_finite() and value >= 0):
+            return value
         if isinstance(value, (str, int, float, Decimal)) and not isinstance(value, bool):
             try:
                 amount = Decimal(str(value).strip().removeprefix("$"))

@@ -53,9 +53,7 @@ def task_of(
 class _Opened:
     """What both clients share: how the engine is opened, and requests are built."""
 
-    def __init__(
-        self, *, settings: SettingsSource = None, plugins: Iterable[tuple[str, object]] = (), store: Any = None
-    ) -> None:
+    def __init__(self, *, settings: SettingsSource = None, plugins: Iterable[tuple[str, object]] = (), store: Any = None) -> None:
         self._settings = settings
         self._plugins = tuple(plugins)
         self._store = store
@@ -188,9 +186,7 @@ class AsyncSandstorm(_Opened):
 
     def _request(self, task: Task | None, where: Where, lifetime: float | None = None) -> Request:
         spec, constraints, strategy, tenant = where
-        return self._engine.request(
-            task, spec or SandboxSpec(), constraints or Constraints(), strategy, tenant, lifetime
-        )
+        return self._engine.request(task, spec or SandboxSpec(), constraints or Constraints(), strategy, tenant, lifetime)
 
 
 class AsyncBox:
@@ -223,9 +219,7 @@ class AsyncBox:
         on_output: OnOutput | None = None,
     ) -> RunResult:
         """What came of a program that runs to its end here."""
-        wanted = task_of(
-            code, language, argv=argv, task=task, args=args, stdin=stdin, timeout=timeout, outputs=outputs
-        )
+        wanted = task_of(code, language, argv=argv, task=task, args=args, stdin=stdin, timeout=timeout, outputs=outputs)
         result: RunResult = await self._bridge.call(self._box.run, wanted, on_output)
         return result
 
@@ -233,9 +227,7 @@ class AsyncBox:
     async def exec(self, *argv: str, stdin: bytes = b"", env: Mapping[str, str] | None = None, cwd: str | None = None,
                    timeout: float = 300.0) -> AsyncIterator[AsyncRunning]:  # fmt: skip
         """A program whose output is handed out as it comes; it is killed where the context ends first."""
-        async with self._bridge.enter(
-            lambda: self._box.exec(argv, stdin=stdin, env=env, cwd=cwd, timeout=timeout)
-        ) as running:
+        async with self._bridge.enter(lambda: self._box.exec(argv, stdin=stdin, env=env, cwd=cwd, timeout=timeout)) as running:
             yield AsyncRunning(self._bridge, running)
 
     async def upload(self, path: str, source: bytes | Path) -> None:
@@ -288,9 +280,7 @@ class Sandstorm(_Opened):
         store: A store object to use instead of the one that the settings name.
     """
 
-    def __init__(
-        self, *, settings: SettingsSource = None, plugins: Iterable[tuple[str, object]] = (), store: Any = None
-    ) -> None:
+    def __init__(self, *, settings: SettingsSource = None, plugins: Iterable[tuple[str, object]] = (), store: Any = None) -> None:
         super().__init__(settings=settings, plugins=plugins, store=store)
         self._opened: tuple[Loop, Engine] | None = None
 
@@ -298,9 +288,7 @@ class Sandstorm(_Opened):
         self._here()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
     def close(self) -> None:
@@ -476,9 +464,7 @@ class Sandstorm(_Opened):
 
     def _request(self, task: Task | None, where: Where, lifetime: float | None = None) -> Request:
         spec, constraints, strategy, tenant = where
-        return self._here()[1].request(
-            task, spec or SandboxSpec(), constraints or Constraints(), strategy, tenant, lifetime
-        )
+        return self._here()[1].request(task, spec or SandboxSpec(), constraints or Constraints(), strategy, tenant, lifetime)
 
 
 class BlockingBox:
@@ -511,9 +497,7 @@ class BlockingBox:
         on_output: OnOutput | None = None,
     ) -> RunResult:
         """What came of a program that runs to its end here."""
-        wanted = task_of(
-            code, language, argv=argv, task=task, args=args, stdin=stdin, timeout=timeout, outputs=outputs
-        )
+        wanted = task_of(code, language, argv=argv, task=task, args=args, stdin=stdin, timeout=timeout, outputs=outputs)
         return self._loop.call(self._box.run, wanted, on_output)
 
     @contextmanager

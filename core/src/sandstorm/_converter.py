@@ -16,7 +16,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from datetime import date, datetime
 from decimal import Decimal, InvalidOperation
-from pathlib import PurePath
+from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin
 
 import attrs
@@ -95,6 +95,8 @@ def _below(where: str, hook: Hook, value: Any, cls: Any) -> Any:
         return hook(value, cls)
     except InvalidInput as exc:
         raise InvalidInput(_joined(where, exc.field), exc.expected, exc.got) from exc.__cause__
+    except Exception as exc:  # a type of a plugin's settings that only cattrs itself knows
+        raise InvalidInput(where, f"a value for {getattr(cls, '__name__', cls)}", value) from exc
 
 
 def _refuse_constant(name: str) -> NoReturn:
@@ -172,10 +174,20 @@ def _literal(value: Any, cls: Any) -> Any:
     raise InvalidInput("", "one of " + ", ".join(str(choice) for choice in get_args(cls)), value)
 
 
-def _path(value: Any, cls: Any) -> Any:
+def _path(value: Any, _: Any) -> Path:
     if isinstance(value, str) and value and "\0" not in value:
-        return cls(value)
+        return Path(value)
     raise InvalidInput("", "a path", value)
+
+
+def _free(value: Any, _: Any, depth: int = 0) -> Any:
+    """Free-form data as it is; its depth is bounded here, so that what was accepted can also be stored."""
+    if isinstance(value, (list, dict)):
+        if depth >= MAX_DEPTH:
+            raise InvalidInput("", f"at most {MAX_DEPTH} levels of lists and tables", type(value).__name__)
+        for item in value.values() if isinstance(value, dict) else value:
+            _free(item, _, depth + 1)
+    return value
 
 
 def _encode_bytes(value: bytes) -> str | dict[str, str]:
@@ -276,8 +288,8 @@ def _made(cls: type[Any], arguments: dict[str, Any]) -> Any:
         raise
     except Exception as exc:  # what the validators of a plugin's settings raise is input, wherever it comes from
         said = " ".join(str(exc.args[0]).split())[:200] if exc.args else type(exc).__name__
-        field = next((part.name for part in exc.args[1:] if isinstance(part, attrs.Attribute)), "")
-        raise InvalidInput(field, f"values that are accepted ({said})", arguments.get(field, "others")) from exc
+        field = next((name for name in arguments if f"'{name}'" in said), "")
+        raise InvalidInput(field, f"values that are accepted ({said})", arguments.get(field, list(arguments))) from exc
 
 
 def _sequence_hook(cls: Any, converter: cattrs.Converter) -> Hook:
@@ -344,10 +356,6 @@ def _is_literal(cls: Any) -> bool:
     return get_origin(cls) is Literal
 
 
-def _is_path(cls: Any) -> bool:
-    return isinstance(cls, type) and issubclass(cls, PurePath)
-
-
 def _converter() -> cattrs.Converter:
     converter = cattrs.Converter(detailed_validation=False, unstruct_collection_overrides={tuple: list})
     for kind, expected in ((str, "text"), (int, "a whole number"), (bool, "true or false")):
@@ -356,13 +364,13 @@ def _converter() -> cattrs.Converter:
     converter.register_structure_hook(Decimal, _decimal)
     converter.register_structure_hook(bytes, _bytes)
     converter.register_structure_hook(date, _date)
+    converter.register_structure_hook(Path, _path)
     converter.register_unstructure_hook(Decimal, str)
     converter.register_unstructure_hook(bytes, _encode_bytes)
     converter.register_unstructure_hook(date, date.isoformat)
     converter.register_structure_hook_func(_is_enum, _enum)
     converter.register_structure_hook_func(_is_literal, _literal)
-    converter.register_structure_hook_func(_is_path, _path)
-    converter.register_unstructure_hook_func(_is_path, str)
+    converter.register_structure_hook_func(lambda cls: cls is Any, _free)
     converter.register_unstructure_hook_func(lambda cls: cls is Any, _encode_free)
     converter.register_structure_hook_factory(attrs.has, _class_hook)
     converter.register_structure_hook_factory(_is_sequence, _sequence_hook)

@@ -40,6 +40,22 @@ OnOutput = Callable[[Output], None]
 
 
 @attrs.define
+class Listener:
+    """The caller's callback for output. What it raises is the caller's own error and says nothing of the provider."""
+
+    _call: OnOutput
+    error: Exception | None = None
+
+    def __call__(self, output: Output) -> None:
+        """Hands one piece of output on."""
+        try:
+            self._call(output)
+        except Exception as exc:
+            self.error = exc
+            raise
+
+
+@attrs.define
 class Engine:
     """Routes requests over the configured accounts. Made by `open_engine`."""
 
@@ -105,29 +121,38 @@ class Engine:
         plan = await self.planned(request)
         secret_values = await self.secrets(request.spec.secrets)
         row = self.recorder.planned(plan)
+        listener = None if on_output is None else Listener(on_output)
         failed: list[Attempt] = []
         for number, ranked in enumerate(plan.candidates, 1):
             trial = self.trial(plan, ranked, number, secret_values)
             try:
-                return await self._try(trial, row, failed, began, on_output)
+                return await self._try(trial, row, failed, began, listener)
             except Failed as failure:
                 failed.append(await trial.fail(failure))
-                if failure.started and request.task.effects == "unknown":
-                    error: Exception = OutcomeUnknown(failed, plan)
-                elif failure.movable:
-                    continue
-                else:
-                    error = failure.cause
-                await self.give_up(row, error)
-                raise error from failure.cause
+                error = self._verdict(failure, failed, plan, listener)
+                if error is not None:
+                    await self.give_up(row, error)
+                    raise error from (None if error is failure.cause else failure.cause)
             except trio.Cancelled:
-                if not trial.abandoned:
-                    with trio.CancelScope(shield=True):
+                with trio.CancelScope(shield=True):
+                    if not trial.abandoned:
                         await trial.fail(Failed(SandboxLost("cancelled by the caller"), started=trial.row.state == "started"))
+                    await self.give_up(row, SandboxLost("cancelled by the caller"), state="cancelled")
                 raise
         ended = RunFailed(failed, plan)
         await self.give_up(row, ended)
         raise ended
+
+    def _verdict(
+        self, failure: Failed, failed: Sequence[Attempt], plan: Plan, listener: Listener | None
+    ) -> Exception | None:
+        """What the caller is told of a failed attempt; None where the next candidate is tried."""
+        assert plan.request.task is not None
+        if listener is not None and listener.error is not None:
+            return listener.error
+        if failure.started and plan.request.task.effects == "unknown":
+            return OutcomeUnknown(failed, plan)
+        return None if failure.movable else failure.cause
 
     async def planned(self, request: Request) -> Plan:
         """The decision, where there is something to try. Raises `Denied`, `NoCandidate`."""
@@ -164,9 +189,7 @@ class Engine:
         task = trial.plan.request.task
         assert task is not None
         prepared = program(task, self.languages, trial.row.id)
-        one_shot = (
-            trial.candidate.offer.abilities.get("OneShot") == FULL and len(prepared.commands) == 1 and not task.outputs
-        )
+        one_shot = trial.candidate.offer.abilities.get("OneShot") == FULL and len(prepared.commands) == 1 and not task.outputs
         if one_shot:
             # The program starts with the create, so the intent itself says that it may have started.
             trial.row = attrs.evolve(trial.row, outcome=Outcome.MAYBE_STARTED.value)
@@ -208,7 +231,7 @@ class Engine:
         start = trial.row.start_seconds
         run_seconds = now - started if start is None else max(0.0, now - trial.began - start)
         money = trial.cost()
-        booked = trial.finishing(money)
+        trial.finish()
         offer = trial.candidate.offer
         result = RunResult(
             id=row.id,
@@ -230,8 +253,8 @@ class Engine:
         )
         with trio.CancelScope(shield=True):
             done = self.recorder.finished(row, result, tuple(trial.secrets.values()))
-            await self.store.finish(done, trial.row, booked)
-            await trial.release()
+            await self.store.finish(done, trial.row, ())
+            await trial.release(money)
         trial.closed()
         language = trial.plan.request.spec.environment.language
         if language is not None:
@@ -251,13 +274,12 @@ class Engine:
         cost_open = result.cost_open
         if attempt.open and money is not None and attempt.exposure is not None:
             cost_open = max(ZERO, attempt.exposure - money)
-        return attrs.evolve(
-            result, attempts=(*failed, attempt), cost_open=cost_open, total_seconds=trio.current_time() - began
-        )
+        return attrs.evolve(result, attempts=(*failed, attempt), cost_open=cost_open, total_seconds=trio.current_time() - began)
 
-    async def give_up(self, row: RunRow, error: Exception) -> None:
+    async def give_up(self, row: RunRow, error: Exception, state: str = "failed") -> None:
         """Writes down that a run has no result, and why."""
-        state = "unknown" if isinstance(error, OutcomeUnknown) else "failed"
+        if isinstance(error, OutcomeUnknown):
+            state = "unknown"
         ended = attrs.evolve(row, state=state, result=self.recorder.error(error))
         with trio.CancelScope(shield=True):
             await self.store.finish(ended, None, ())
@@ -302,9 +324,7 @@ async def open_engine(
     plugins = Plugins.load(settings, extra=tuple(extra))
     store = store or plugins.store(settings.store or default_store_url())
     providers: tuple[Provider, ...] = plugins.providers()
-    planner = Planner(
-        providers=providers, plugins=plugins, strategies=plugins.strategies(), invited=tuple(settings.providers)
-    )
+    planner = Planner(providers=providers, plugins=plugins, strategies=plugins.strategies(), invited=tuple(settings.providers))
     async with store.open(), trio.open_nursery() as sessions:
         accounts = Accounts(providers, sessions, store, wall)
         accounts.restore(await store.facts())

@@ -122,7 +122,7 @@ class InvalidSpec(CallerError):
 
 
 class NotSupported(CallerError):
-    """This provider does not do that, and said so at once."""
+    """The provider does not do that, and said so at once."""
 
 
 class Conflict(CallerError):

@@ -97,7 +97,10 @@ class RunFinished(Event):
 class Sink(Protocol):
     """Receives events in batches, through a bounded queue; what does not fit is dropped and counted."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """The name by which it is shown."""
+        ...
 
     async def receive(self, events: Sequence[Event]) -> None:
         """Takes a batch, in order."""

@@ -62,7 +62,10 @@ class Knowledge:
 class Strategy(Protocol):
     """Ranks candidates. Pure: the same arguments give the same order."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """The name by which requests and settings mean it."""
+        ...
 
     def rank(self, request: Request, candidates: Sequence[Candidate], knowledge: Knowledge) -> Sequence[Ranked]:
         """All of `candidates`, best first, each with the sentence that says why it stands there."""

@@ -32,7 +32,10 @@ class Limit:
 class SecretSource(Protocol):
     """Where secrets come from."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """The name by which it is shown."""
+        ...
 
     async def lookup(self, secret: str) -> str | None:
         """The value of a secret, or None where this source does not have it."""

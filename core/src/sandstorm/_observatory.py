@@ -60,9 +60,9 @@ class Observatory:
             kind, *key = json.loads(observation.key)
             values = json.loads(observation.data)
             if kind == "start":
-                self._starts[tuple(key)] = deque(values, maxlen=WINDOW)  # type: ignore[index]
+                self._starts[tuple(key)] = deque(values, maxlen=WINDOW)
             elif kind == "failure":
-                self._failures[tuple(key)] = deque(values, maxlen=WINDOW)  # type: ignore[index]
+                self._failures[tuple(key)] = deque(values, maxlen=WINDOW)
             elif kind == "duration":
                 self._durations[key[0]] = deque(values, maxlen=WINDOW)
         self._knowledge = None

@@ -118,22 +118,18 @@ class Planner:
             at=at,
         )
 
-    def _candidate(
-        self, provider: Provider, offer: Offer, request: Request, usage: Usage, knowledge: Knowledge
-    ) -> Candidate:
+    def _candidate(self, provider: Provider, offer: Offer, request: Request, usage: Usage, knowledge: Knowledge) -> Candidate:
         latency = knowledge.latency(provider.traits, provider.name, offer.id, offer.region, offer.setup)
         candidate = Candidate(offer=offer, quote=quote(provider.rates, offer, usage), latency=latency)
         price = self.plugins.price(request, candidate, usage)
         if price is None:
             return candidate
         # A plugin's price is for the predicted usage; the exposure scales with the time that could be billed.
-        high = price * Decimal(repr(max(1.0, usage.limit / usage.seconds)))
+        high = price * Decimal(repr(max(1.0, usage.limit / max(usage.seconds, 0.001))))
         own = Quote(low=price, expected=price, high=high, usage=usage, source="plugin", checked_at=None)
         return attrs.evolve(candidate, quote=own)
 
-    def _rank(
-        self, request: Request, candidates: Sequence[Candidate], knowledge: Knowledge, at: float
-    ) -> tuple[Ranked, ...]:
+    def _rank(self, request: Request, candidates: Sequence[Candidate], knowledge: Knowledge, at: float) -> tuple[Ranked, ...]:
         if not candidates:
             return ()
         strategy = self.strategies[request.strategy]

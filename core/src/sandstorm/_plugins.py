@@ -4,6 +4,8 @@ This is the one module that imports pluggy. Plugins are trusted code: it guards 
 fails closed. A plugin that the settings name must load; any other broken plugin is set aside with its reason.
 """
 
+# whatever a plugin raises is attributed to it; interrupts and cancellation are no `Exception`
+
 from __future__ import annotations
 
 import importlib
@@ -104,7 +106,7 @@ class _Loaded:
     started: dict[str, tuple[Any, ...]]
 
 
-class _Broken(Exception):  # noqa: N818  # said of a plugin, and never seen outside
+class _Broken(Exception):  # said of a plugin, and never seen outside
     """A plugin cannot be used, for the reason that this says."""
 
 
@@ -210,6 +212,8 @@ class Plugins:
                 if store is not None:
                     _check_object(store, ("url", "open", "begin", "update", "finish"))
                     answers.append((implementation.plugin, store))
+            except InvalidInput as exc:  # the URL is wrong, and not the plugin
+                raise self._settings.error(exc) from exc
             except Exception as exc:
                 self._drop(plugin, exc)
         if len(answers) > 1:
@@ -517,7 +521,8 @@ def _start(calls: Mapping[str, _Implementation]) -> dict[str, tuple[Any, ...]]:
 
 def _check_object(value: Any, shape: tuple[str, ...] | type[Any]) -> None:
     if isinstance(shape, type):
-        return _check_answer(value, shape)
+        _check_answer(value, shape)
+        return
     for member in shape:
         if not hasattr(value, member):
             raise TypeError(f"returned {type(value).__name__}, which has no {member!r}")

@@ -31,9 +31,7 @@ class Exit:
 
     kind: str = attrs.field(
         default="exited",
-        converter=one_of(
-            "kind", "exited", "signal", "deadline", "out-of-memory", "output-limit", "disk-limit", "compile-error"
-        ),
+        converter=one_of("kind", "exited", "signal", "deadline", "out-of-memory", "output-limit", "disk-limit", "compile-error"),
     )
     code: int | None = None
     signal: int | None = None
@@ -137,5 +135,5 @@ class RunResult:
 
     @property
     def text(self) -> str:
-        """stdout as text, with undecodable bytes replaced."""
+        """Stdout as text, with undecodable bytes replaced."""
         return self.stdout.decode(errors="replace")

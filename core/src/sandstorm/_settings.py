@@ -107,7 +107,12 @@ def default_store_url(environ: Mapping[str, str] = os.environ) -> str:
 def _home(environ: Mapping[str, str], variable: str, below: str) -> Path:
     """The directory that a variable of the XDG base directory specification names; a relative one counts as unset."""
     named = Path(environ.get(variable) or "")
-    return named if named.is_absolute() else Path(environ.get("HOME") or os.path.expanduser("~")) / below
+    if named.is_absolute():
+        return named
+    try:
+        return Path(environ.get("HOME") or Path.home()) / below
+    except RuntimeError as exc:
+        raise SettingsError(variable, "an absolute path, since there is no home directory", environ.get(variable)) from exc
 
 
 def _stands_at(place: Path) -> bool:

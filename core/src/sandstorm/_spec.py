@@ -102,6 +102,15 @@ class Environment:
     requirements: tuple[str, ...] = attrs.field(default=(), converter=texts("requirements", "a list of packages"))
 
 
+def _instance(field: str, kind: type, expected: str, *, optional: bool = False) -> Any:
+    def convert(value: Any) -> Any:
+        if isinstance(value, kind) or (value is None and optional):
+            return value
+        raise InvalidInput(field, expected, value)
+
+    return convert
+
+
 def _port(value: Any) -> tuple[int, ...]:
     if isinstance(value, (list, tuple)):
         ports = tuple(value)
@@ -146,7 +155,7 @@ class SandboxSpec:
     cpu: float = attrs.field(default=1.0, converter=number("cpu", "a number of vCPU above 0", above=True))
     memory: int = attrs.field(default=512, converter=whole("memory", "a whole number of MiB, at least 16", low=16))
     disk: int = attrs.field(default=512, converter=whole("disk", "a whole number of MiB, at least 1", low=1))
-    gpu: Gpu | None = None
+    gpu: Gpu | None = attrs.field(default=None, converter=_instance("gpu", Gpu, "a Gpu", optional=True))
     region: str | None = attrs.field(default=None, converter=text("region", "the name of a region", optional=True, filled=True))
     network: Network = attrs.field(factory=Network, converter=_network)
     isolation: str = attrs.field(default="namespaces-noproc", converter=one_of("isolation", *ISOLATION_LEVELS))
@@ -160,7 +169,9 @@ class SandboxSpec:
         default=None, converter=number("idle_timeout", "a number of seconds above 0", above=True, optional=True)
     )
     labels: dict[str, str] = attrs.field(factory=dict, converter=table("labels", lambda where, value: text(where)(value)))
-    environment: Environment = attrs.field(factory=Environment)
+    environment: Environment = attrs.field(
+        factory=Environment, converter=_instance("environment", Environment, "an Environment")
+    )
     provider_options: dict[str, dict[str, Any]] = attrs.field(factory=dict, converter=table("provider_options", _options))
 
     def __attrs_post_init__(self) -> None:

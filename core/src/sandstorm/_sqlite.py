@@ -114,14 +114,17 @@ class SqliteStore:
     async def begin(self, run: RunRow, attempt: AttemptRow, reserved: LedgerRow | None) -> None:
         """Writes the run, the intent and the reservation. Raises `Conflict` where the attempt's id is taken."""
         ledger = None if reserved is None else schema.ledger_values(reserved)
-        await self._write(partial(schema.begin, run=schema.run_values(run), attempt=schema.attempt_values(attempt), reserved=ledger))
+        await self._write(
+            partial(schema.begin, run=schema.run_values(run), attempt=schema.attempt_values(attempt), reserved=ledger)
+        )
 
-    async def update(self, attempt: AttemptRow, *, durable: bool) -> bool:
-        """Writes the attempt's progress; False where its epoch does not own it.
+    async def update(self, attempt: AttemptRow, booked: Sequence[LedgerRow] = (), *, durable: bool) -> bool:
+        """Writes the attempt's progress and what it moves; False where its epoch does not own it.
 
         Not `durable`, the answer is True without having looked: what was fenced off shows at the next durable write.
         """
-        action = partial(schema.update, progress=schema.progress_values(attempt))
+        rows = [schema.ledger_values(row) for row in booked]
+        action = partial(schema.update, progress=schema.progress_values(attempt), booked=rows)
         if durable or self._inline:
             return await self._write(action)
         self._open_writer().write_soon(action)
@@ -221,7 +224,7 @@ class _Connection:
             except Exception as exc:
                 if not _busy(exc) or time.monotonic() >= deadline:
                     raise
-            time.sleep(pause * random.uniform(0.5, 1.5))
+            time.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311 - jitter
             pause = min(pause * 2, 0.02)
 
     def readable(self, exc: Exception, stage: str) -> Exception:
@@ -271,6 +274,7 @@ class _Writer:
         """Whether something that was handed over may not be committed yet."""
         return self._writing or bool(self._queue)
 
+    @trio.lowlevel.enable_ki_protection  # a task that is queued has to be waiting when it is woken
     async def write(self, action: Callable[[sqlite3.Connection], Any]) -> Any:
         """Queues `action` and waits for its commit. Cancelling ends the wait, not the write."""
         operation = _Operation(action, trio.lowlevel.current_task())
@@ -344,9 +348,11 @@ class _Writer:
                     self._apply(raw, operation)
                 raw.execute("COMMIT")
                 self.commits += 1
-            except Exception as exc:  # noqa: BLE001 - it is raised in every task that waits
+            except BaseException as exc:
                 if raw.in_transaction:
                     raw.execute("ROLLBACK")
+                if not isinstance(exc, Exception):
+                    raise
                 for operation in batch:
                     operation.error = self._connection.readable(exc, "write")
 

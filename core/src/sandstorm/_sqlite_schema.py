@@ -5,6 +5,8 @@ their table, so that a listing does not read them. Nothing here starts or ends a
 `reading`; the store decides what is committed together.
 """
 
+# ruff: noqa: S608 - only names of our own columns are put into statements, and values are bound
+
 from __future__ import annotations
 
 import contextlib
@@ -229,18 +231,20 @@ def begin(connection: sqlite3.Connection, run: _Values, attempt: _Values, reserv
         connection.execute(_ADD_LEDGER, reserved)
 
 
-def update(connection: sqlite3.Connection, progress: _Values) -> bool:
-    """Writes an attempt's progress; False where its epoch does not own it, and then nothing is written."""
-    return connection.execute(_SAVE_ATTEMPT, progress).rowcount == 1
+def update(connection: sqlite3.Connection, progress: _Values, booked: Sequence[_Values] = ()) -> bool:
+    """Writes an attempt's progress and its money; False where its epoch does not own it, and then nothing is written."""
+    if connection.execute(_SAVE_ATTEMPT, progress).rowcount != 1:
+        return False
+    for row in booked:
+        connection.execute(_ADD_LEDGER, row)
+    return True
 
 
 def finish(connection: sqlite3.Connection, run: _Values, progress: _Values | None, booked: Sequence[_Values]) -> bool:
     """Writes a run's end; False where the attempt's epoch does not own it, and then nothing is written."""
-    if progress is not None and not update(connection, progress):
+    if progress is not None and not update(connection, progress, booked):
         return False
     connection.execute(_SAVE_RUN, run)
-    for row in booked:
-        connection.execute(_ADD_LEDGER, row)
     return True
 
 
@@ -286,9 +290,7 @@ def select_runs(connection: sqlite3.Connection, limit: int, tenant: str | None, 
     return [RunRow(**_fields(RUN_SUMMARY, row)) for row in connection.execute(query, (*given, limit))]
 
 
-def select_run(
-    connection: sqlite3.Connection, beginning: str
-) -> tuple[RunRow, Sequence[AttemptRow], Sequence[LedgerRow]] | None:
+def select_run(connection: sqlite3.Connection, beginning: str) -> tuple[RunRow, Sequence[AttemptRow], Sequence[LedgerRow]] | None:
     """A run with its attempts and ledger. Raises `InvalidInput` where several ids have this beginning."""
     run_id = _full_id(connection, _text(beginning))
     if run_id is None:
@@ -316,6 +318,6 @@ def _full_id(connection: sqlite3.Connection, beginning: str) -> str | None:
     """The id that is `beginning`, else the only one that begins with it."""
     query = "SELECT id FROM runs WHERE id >= ? AND id < ? ORDER BY id LIMIT 2"
     found = [run_id for (run_id,) in connection.execute(query, (beginning, beginning + _LAST))]
-    if not beginning or len(found) > 1 and found[0] != beginning:
+    if not beginning or (len(found) > 1 and found[0] != beginning):
         raise InvalidInput("id", "an unambiguous beginning of a run's id", beginning)
     return found[0] if found else None

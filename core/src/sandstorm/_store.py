@@ -75,7 +75,7 @@ class RunRow:
         id: Unique; sorts by time.
         tenant: Its tenant.
         created_at: Wall-clock seconds.
-        state: `running`, `finished`, `failed`, `refused` or `unknown`.
+        state: `running`, `finished`, `failed`, `cancelled` or `unknown`.
         title: What people see in a list: the language or the command.
         request: JSON of the `Request`, as far as the setting `keep` allows.
         plan: JSON of the `Plan`, likewise; None until it is made.
@@ -139,7 +139,10 @@ class Store(Protocol):
     A call returns once what it wrote is durable, unless it says otherwise.
     """
 
-    url: str
+    @property
+    def url(self) -> str:
+        """The URL that it was made from."""
+        ...
 
     def open(self) -> AbstractAsyncContextManager[None]:
         """Opens the store, migrates it, and closes it at the end after everything queued was written."""
@@ -149,12 +152,19 @@ class Store(Protocol):
         """First barrier: the run (if it is new), the intent and the reservation, in one commit."""
         ...
 
-    async def update(self, attempt: AttemptRow, *, durable: bool) -> bool:
-        """Writes the attempt's new state where its epoch still owns it; not `durable` means soon, and in order."""
+    async def update(self, attempt: AttemptRow, booked: Sequence[LedgerRow] = (), *, durable: bool) -> bool:
+        """Writes the attempt's progress, and the money that moves with it, where its epoch still owns it.
+
+        What `begin` said of its identity (run, number, provider, offer, region, kind, created_at) stays. Not `durable`
+        means soon and in order; the answer may then be True without having looked, and the next durable write tells.
+        """
         ...
 
     async def finish(self, run: RunRow, attempt: AttemptRow | None, booked: Sequence[LedgerRow]) -> bool:
-        """Last barrier: the result, the attempt's state, and what was settled, in one commit."""
+        """Last barrier: the result, the attempt's state, and what was settled, in one commit.
+
+        Without an attempt it writes the run alone; money then has no place to move to, so `booked` is empty.
+        """
         ...
 
     def observe_nowait(self, observations: Sequence[Observation]) -> None:

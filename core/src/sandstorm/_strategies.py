@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from decimal import Decimal
 
 import attrs
@@ -122,7 +122,7 @@ def _cost_or_high(candidate: Candidate) -> Decimal:
 
 
 @attrs.frozen(kw_only=True)
-class Settings:
+class StrategySettings:
     """Settings of the built-in strategies.
 
     Attributes:
@@ -138,9 +138,9 @@ class StrategiesPlugin:
     """The built-in strategies as a plugin."""
 
     SANDSTORM_API = 1
-    Settings: Callable[..., Settings] = Settings
+    Settings = StrategySettings
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: StrategySettings) -> None:
         self._settings = settings
 
     @hookimpl

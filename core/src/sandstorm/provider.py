@@ -130,8 +130,10 @@ class ResourceInfo:
 class Process(Protocol):
     """A started program."""
 
-    id: str
-    """Durable: means the same program to another process."""
+    @property
+    def id(self) -> str:
+        """Durable: means the same program to another process."""
+        ...
 
     def events(self) -> AbstractAsyncContextManager[AsyncIterator[Output | Artifact | Exit]]:
         """What the program writes, and its `Exit` last. A stream that ends without it raises `StreamLost`."""
@@ -145,10 +147,15 @@ class Process(Protocol):
 class Sandbox(Protocol):
     """A sandbox that exists."""
 
-    id: str
-    """The vendor's id."""
-    native: object
-    """The vendor's own handle."""
+    @property
+    def id(self) -> str:
+        """The vendor's id."""
+        ...
+
+    @property
+    def native(self) -> object:
+        """The vendor's own handle."""
+        ...
 
     async def start(self, command: Command) -> Process:
         """Starts a program. Raises `SandboxLost`, `SandboxGone`, `Ambiguous`."""
@@ -194,11 +201,20 @@ class Session(Protocol):
 class Provider(Protocol):
     """One configured account. Pure: costs nothing to hold."""
 
-    name: str
-    """The account: the provider's name, or `provider:account` where there are several."""
-    traits: Traits
-    rates: RateCard | None
-    """None where no price is known; a card without rates where nothing is charged."""
+    @property
+    def name(self) -> str:
+        """The account: the provider's name, or `provider:account` where there are several."""
+        ...
+
+    @property
+    def traits(self) -> Traits:
+        """What is true of it before anything is asked."""
+        ...
+
+    @property
+    def rates(self) -> RateCard | None:
+        """What it charges: None where no price is known, a card without rates where nothing is charged."""
+        ...
 
     def offers(self, spec: SandboxSpec, facts: Facts) -> Sequence[Offer | Declined]:
         """What it would give for `spec`, each offer at least as large, or why not. No I/O."""

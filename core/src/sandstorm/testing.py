@@ -33,6 +33,7 @@ from sandstorm._testing._reference import REFERENCE_RATES, ReferenceProvider, re
 from sandstorm._testing._vendor import Call, Charge, Vendor
 from sandstorm.provider import Provider, hookimpl
 
+
 class ProvidersPlugin:
     """A plugin that registers provider objects. `name` is the plugin's."""
 

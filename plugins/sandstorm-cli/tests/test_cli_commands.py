@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+import sandstorm_cli
 from sandstorm import InvalidInput, OutcomeUnknown, PluginError, PreparationFailed, ProviderDown, SandboxGone
 from sandstorm_cli._exit_codes import MEANINGS, Status, clamp, status_of
 
-from conftest import CommandLine
+if TYPE_CHECKING:
+    from conftest import CommandLine
 
 GREETING = """
 import click
@@ -61,6 +67,22 @@ def test_exit_codes_are_documented(sandstorm: CommandLine) -> None:
 def test_status_of_each_error(error: BaseException, status: Status) -> None:
     """The nearest class in the table decides, and what is not in it is Sandstorm's own failure."""
     assert status_of(error) is status
+
+
+def test_readme_documents_the_exit_codes() -> None:
+    """The table of the README is the table of the code."""
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    for status, meaning in MEANINGS.items():
+        assert f"| {int(status)} | {meaning} |" in readme
+
+
+def test_only_public_namespaces_are_imported() -> None:
+    """Nothing of the core with an underscore is imported."""
+    for path in Path(sandstorm_cli.__file__).parent.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            assert not [name for name in names if name.startswith("sandstorm._")], path
 
 
 def test_failure_never_looks_like_success() -> None:
@@ -138,6 +160,15 @@ def test_broken_added_command(sandstorm: CommandLine) -> None:
     assert "no luck" in line
     assert sandstorm("--help").returncode == 0
     assert sandstorm("run", "-q", "-c", "out hello").stdout == b"hello\n"
+
+
+def test_added_command_that_two_claim(sandstorm: CommandLine) -> None:
+    """Two distributions with one name are both named, and neither is called."""
+    for name in ("one", "two"):
+        sandstorm.add(name, GREETING, f"[sandstorm.commands]\ngreet = {name}:greet\n")
+    ran = sandstorm("greet")
+    assert ran.returncode == 125
+    assert b"one and two" in ran.stderr
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
+
 from sandstorm import Constraints, Gpu, InvalidInput, Network, SandboxSpec, Task
 from sandstorm_cli._options import Asked, asked, request_options, size
 

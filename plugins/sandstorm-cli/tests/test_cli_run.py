@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pty
@@ -9,10 +10,12 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-from conftest import CommandLine
+if TYPE_CHECKING:
+    from conftest import CommandLine
 
 DENY = """
 from sandstorm.policy import Denial, hookimpl
@@ -258,9 +261,7 @@ def test_plugin_failed(sandstorm: CommandLine) -> None:
 
 
 def _start(command: CommandLine, *args: str) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        command.argv(args), cwd=command.work, env=command.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
+    return subprocess.Popen(command.argv(args), cwd=command.work, env=command.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
 def test_output_comes_as_it_is_written(sandstorm: CommandLine) -> None:
@@ -285,6 +286,36 @@ def test_ctrl_c(sandstorm: CommandLine) -> None:
     assert b"Traceback" not in stderr
 
 
+def test_terminated(sandstorm: CommandLine) -> None:
+    """SIGTERM cleans up as Ctrl-C does: the attempt in the journal is released."""
+    with _start(sandstorm, "run", "-q", "-c", "out first\nsleep 30") as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.terminate()
+        process.communicate(timeout=30)
+    assert process.returncode == 130
+    (row,) = json.loads(sandstorm("runs", "list", "--json").stdout)
+    (attempt,) = json.loads(sandstorm("runs", "show", "--json", row["id"]).stdout)["attempts"]
+    assert attempt["state"] == "released"
+
+
+@pytest.mark.parametrize("args", [["run", "-c", "out hello"], ["plan", "-c", "out hello"], ["--help"]])
+def test_full_disk_is_an_error(sandstorm: CommandLine, args: list[str]) -> None:
+    """Output that cannot be written is never passed over: one line, and 125."""
+    with Path("/dev/full").open("wb") as full:
+        ran = subprocess.run(
+            sandstorm.argv(args),
+            stdout=full,
+            stderr=subprocess.PIPE,
+            cwd=sandstorm.work,
+            env=sandstorm.env,
+            timeout=60,
+            check=False,
+        )
+    assert ran.returncode == 125
+    assert len(ran.stderr.splitlines()) == 1
+
+
 def test_closed_pipe_ends_the_run(sandstorm: CommandLine) -> None:
     """When the reader goes away the program is stopped: nobody wants the rest."""
     began = time.monotonic()
@@ -299,25 +330,40 @@ def test_closed_pipe_ends_the_run(sandstorm: CommandLine) -> None:
     assert time.monotonic() - began < 20
 
 
+def _on_terminal(command: CommandLine, *args: str, stdout: int | None = None, env: dict[str, str] | None = None) -> bytes:
+    """What a terminal gets from standard error, and from standard output where that goes nowhere else."""
+    main, other = pty.openpty()
+    shown = b""
+    try:
+        process = subprocess.Popen(
+            command.argv(args),
+            stdin=subprocess.DEVNULL,
+            stdout=stdout or other,
+            stderr=other,
+            cwd=command.work,
+            env={**command.env, "TERM": "xterm-256color", **(env or {})},
+        )
+        os.close(other)
+        with process, contextlib.suppress(OSError):  # a terminal that nobody holds any more is an error on Linux
+            while data := os.read(main, 1 << 16):
+                shown += data
+    finally:
+        os.close(main)
+    return shown
+
+
+def test_progress_disappears(sandstorm: CommandLine) -> None:
+    """On a terminal the line that says what is waited for is erased before the program's first byte."""
+    shown = _on_terminal(sandstorm, "run", "-c", "sleep 0.5\nout hello\nsleep 0.2")
+    before, _, after = shown.partition(b"hello\r\n")
+    assert b"running on toy" in before
+    assert b"\x1b[2K" in before.rpartition(b"running on toy")[2]
+    assert b"running" not in after
+
+
 @pytest.mark.parametrize("env", [{}, {"NO_COLOR": "1"}])
 def test_terminal_is_decorated(sandstorm: CommandLine, env: dict[str, str]) -> None:
-    """On a terminal the explanation has colour, unless NO_COLOR is set; the output is still the program's."""
-    main, other = pty.openpty()
-    try:
-        ran = subprocess.run(
-            sandstorm.argv(["run", "-c", "out hello"]),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=other,
-            cwd=sandstorm.work,
-            env={**sandstorm.env, "TERM": "xterm-256color", **env},
-            timeout=60,
-            check=False,
-        )
-        shown = os.read(main, 1 << 20)
-    finally:
-        os.close(other)
-        os.close(main)
-    assert ran.stdout == b"hello\n"
+    """On a terminal the explanation has colour, unless NO_COLOR is set."""
+    shown = _on_terminal(sandstorm, "run", "-c", "out hello", stdout=subprocess.DEVNULL, env=env)
     assert b"ran on" in shown
     assert (b"\x1b[1;36m" in shown) == (not env)

@@ -192,6 +192,10 @@ class Cgroup:
         """Whether no process is in it."""
         return not (self._groups[0] / "cgroup.procs").read_text().strip()
 
+    def holds(self, pid: int) -> bool:
+        """Whether a process is in it, in every controller."""
+        return all(str(pid) in (group / "cgroup.procs").read_text().split() for group in self._groups)
+
     def kill(self) -> None:
         """Kills every process in it."""
         with suppress(OSError):

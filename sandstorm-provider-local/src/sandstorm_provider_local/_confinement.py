@@ -129,16 +129,15 @@ class Confinement:
         with ExitStack() as given_away:
             fds: list[int] = []
 
-            def reserve() -> int:
-                fd = os.memfd_create("sandstorm", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+            def sealed(data: bytes) -> int:
+                fd = _sealed(data)
                 given_away.callback(os.close, fd)
-                fds.append(fd)
                 return fd
 
             def hand_over(data: bytes) -> str:
-                fd = reserve()
-                _seal(fd, data)
-                return str(fd)
+                # Bubblewrap closes what it was handed, so that the program does not inherit it.
+                fds.append(sealed(data))
+                return str(fds[-1])
 
             def pipe() -> tuple[int, int]:
                 reading, writing = os.pipe2(os.O_CLOEXEC)
@@ -155,19 +154,16 @@ class Confinement:
                 dynamic = [*self._work_arguments(job)]
                 for path, data in job.files.items():
                     dynamic += ["--file", hand_over(data), f"{WORKDIR}/{path}"]
-                arguments = reserve()
-                # Bubblewrap closes this file only if it also copies (the empty rest of) it; else the program inherits it.
-                dynamic += ["--file", str(arguments), "/.sandstorm"]
                 dynamic += ["--remount-ro", "/", "--chdir", f"{WORKDIR}/{job.cwd}".rstrip("/")]
                 for name, value in {"PATH": self.path, "HOME": WORKDIR, "LANG": "C.UTF-8", **job.env}.items():
                     dynamic += ["--setenv", name, value]
                 if self.seccomp is not None:
                     dynamic += ["--seccomp", hand_over(self.seccomp)]
                 # Through a file, since everybody on the machine may read a command line and these may be secrets.
-                _seal(arguments, b"".join(argument.encode(errors="surrogateescape") + b"\0" for argument in dynamic))
+                arguments = hand_over(b"".join(argument.encode(errors="surrogateescape") + b"\0" for argument in dynamic))
                 popen = subprocess.Popen(
-                    [*self.prefix, "--json-status-fd", str(write_status), "--args", str(arguments), "--", *job.argv],
-                    stdin=int(hand_over(job.stdin)) if job.stdin else subprocess.DEVNULL,
+                    [*self.prefix, "--json-status-fd", str(write_status), "--args", arguments, "--", *job.argv],
+                    stdin=sealed(job.stdin) if job.stdin else subprocess.DEVNULL,
                     stdout=write_stdout,
                     stderr=write_stderr,
                     pass_fds=fds,
@@ -184,13 +180,15 @@ class Confinement:
         return ["--size", str(job.disk * MIB), "--tmpfs", WORKDIR]
 
 
-def _seal(fd: int, data: bytes) -> None:
-    """Fills an open file with exactly `data`, to be read from its beginning, and changed by nobody any more."""
+def _sealed(data: bytes) -> int:
+    """An open file with exactly `data`, at its beginning, that nobody can change any more."""
+    fd = os.memfd_create("sandstorm", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     view = memoryview(data)
     while view:
         view = view[os.write(fd, view) :]
     os.lseek(fd, 0, os.SEEK_SET)
     fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL)
+    return fd
 
 
 class _Descent:

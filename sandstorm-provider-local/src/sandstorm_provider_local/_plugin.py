@@ -23,13 +23,16 @@ class Settings:
     bwrap: str | None = None
 
 
+_Settings = Settings
+
+
 class LocalPlugin:
     """One account, named `local`."""
 
     SANDSTORM_API = 1
     Settings = Settings
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: _Settings) -> None:
         self._settings = settings
 
     @hookimpl

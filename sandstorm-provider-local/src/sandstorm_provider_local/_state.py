@@ -169,7 +169,7 @@ class Records:
         ]
 
 
-def _make_writable(function: Any, path: str, error: Any) -> None:
+def _make_writable(function: object, path: str, error: tuple[object, BaseException, object]) -> None:
     """Programs may take permissions away from their own directories; the owner takes them back and tries again."""
     if isinstance(error[1], FileNotFoundError):
         return

@@ -60,14 +60,11 @@ class WorkArea:
 
     def used(self) -> int:
         """Bytes that its files take."""
-        total, pending = 0, [self.path]
-        while pending:
-            with suppress(OSError), os.scandir(pending.pop()) as entries:
-                for entry in entries:
-                    with suppress(OSError):
-                        total += entry.stat(follow_symlinks=False).st_blocks * 512
-                        if entry.is_dir(follow_symlinks=False):
-                            pending.append(entry.path)
+        total = 0
+        for _, directories, files, fd in os.fwalk(self.path, follow_symlinks=False):
+            for name in (*directories, *files):
+                with suppress(OSError):
+                    total += os.stat(name, dir_fd=fd, follow_symlinks=False).st_blocks * 512
         return total
 
     @contextmanager

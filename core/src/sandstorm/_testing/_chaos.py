@@ -67,23 +67,23 @@ STEPS = (
 )
 """Where a fault can be injected: the methods of the contract, by their names."""
 
-_ERRORS: dict[str, Callable[[float], Exception]] = {
-    "capacity": lambda seconds: CapacityError("injected: no room"),
-    "quota": lambda seconds: QuotaError("injected: the account's cap is reached"),
-    "rate-limited": lambda seconds: RateLimited("injected: too many requests", retry_after=seconds or None),
-    "out-of-credit": lambda seconds: OutOfCredit("injected: no credit"),
-    "auth": lambda seconds: AuthError("injected: bad key"),
-    "invalid-spec": lambda seconds: InvalidSpec("injected: no such machine"),
-    "preparation-caller": lambda seconds: PreparationFailed("injected: does not resolve", fault="caller"),
-    "preparation-provider": lambda seconds: PreparationFailed("injected: the builder broke", fault="provider"),
-    "provider-down": lambda seconds: ProviderDown("injected: refused"),
-    "ambiguous": lambda seconds: Ambiguous("injected: the answer was lost"),
-    "stream-lost": lambda seconds: StreamLost("injected: the stream was cut"),
-    "sandbox-lost": lambda seconds: SandboxLost("injected: evicted"),
-    "conflict": lambda seconds: Conflict("injected: in use for something else"),
-    "sandbox-gone": lambda seconds: SandboxGone("injected: released before"),
-    "not-supported": lambda seconds: NotSupported("injected: not done here"),
-    "unexpected": lambda seconds: RuntimeError("injected: a bug in the adapter"),
+_ERRORS: dict[str, Callable[[], Exception]] = {
+    "capacity": lambda: CapacityError("injected: no room"),
+    "quota": lambda: QuotaError("injected: the account's cap is reached"),
+    "rate-limited": lambda: RateLimited("injected: too many requests"),
+    "out-of-credit": lambda: OutOfCredit("injected: no credit"),
+    "auth": lambda: AuthError("injected: bad key"),
+    "invalid-spec": lambda: InvalidSpec("injected: no such machine"),
+    "preparation-caller": lambda: PreparationFailed("injected: does not resolve", fault="caller"),
+    "preparation-provider": lambda: PreparationFailed("injected: the builder broke", fault="provider"),
+    "provider-down": lambda: ProviderDown("injected: refused"),
+    "ambiguous": lambda: Ambiguous("injected: the answer was lost"),
+    "stream-lost": lambda: StreamLost("injected: the stream was cut"),
+    "sandbox-lost": lambda: SandboxLost("injected: evicted"),
+    "conflict": lambda: Conflict("injected: in use for something else"),
+    "sandbox-gone": lambda: SandboxGone("injected: released before"),
+    "not-supported": lambda: NotSupported("injected: not done here"),
+    "unexpected": lambda: RuntimeError("injected: a bug in the adapter"),
 }
 
 KINDS = (*_ERRORS, "delay", "hang")
@@ -99,7 +99,7 @@ class Fault:
 
     Attributes:
         step: One of `STEPS`.
-        kind: One of `KINDS`. `sandbox-lost` and `sandbox-gone` tell the truth: the sandbox is destroyed first.
+        kind: One of `KINDS`. Within a sandbox, `sandbox-lost` and `sandbox-gone` tell the truth: it is destroyed first.
         after: Calls of the step that pass before it.
         times: Calls of the step that it hits from then on.
         committed: Whether the step takes effect at the vendor before the fault. Streams begin, and know no such thing.
@@ -142,9 +142,7 @@ class Script:
         self.calls: Counter[str] = Counter()
         self.injected: list[Injected] = []
 
-    async def call(
-        self, step: str, act: Callable[[], Awaitable[T]], doom: Callable[[], Awaitable[None]] | None = None
-    ) -> T:
+    async def call(self, step: str, act: Callable[[], Awaitable[T]], doom: Callable[[], Awaitable[None]] | None = None) -> T:
         """One step of the contract: `act`, unless a fault comes before it. `doom` destroys the sandbox concerned."""
         hit = self._draw(step)
         if hit is None:
@@ -218,7 +216,10 @@ class _Hit:
             with trio.CancelScope(shield=True):
                 await doom()
         await trio.lowlevel.checkpoint()
-        raise _ERRORS[kind](self.fault.seconds)
+        error = _ERRORS[kind]()
+        if isinstance(error, RateLimited) and self.fault.seconds:
+            error.retry_after = self.fault.seconds
+        raise error
 
 
 async def _cut(items: AsyncIterator[T], hit: _Hit, doom: Callable[[], Awaitable[None]] | None) -> AsyncGenerator[T, None]:
@@ -363,9 +364,7 @@ class ChaosReconnectSandbox(ChaosSandbox):
 
     async def process(self, process_id: str, offsets: Mapping[str, int]) -> Process:
         """The program with this id, with faults."""
-        process = await self._script.call(
-            "process", lambda: self._reconnect.process(process_id, offsets), self._inner.destroy
-        )
+        process = await self._script.call("process", lambda: self._reconnect.process(process_id, offsets), self._inner.destroy)
         return ChaosProcess(self._script, process, self._inner)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import math
 import posixpath
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import trio
 
@@ -51,14 +51,26 @@ class Program:
     """
 
     __slots__ = (
-        "_at", "_changed", "_deadline", "_files", "_lines", "_next_at", "_offsets", "_stdin", "_variables",
-        "chunks", "command", "exit", "id", "lost",
-    )  # fmt: skip
+        "_at",
+        "_changed",
+        "_deadline",
+        "_files",
+        "_lines",
+        "_next_at",
+        "_offsets",
+        "_stdin",
+        "_variables",
+        "chunks",
+        "command",
+        "exit",
+        "id",
+        "lost",
+    )
 
     def __init__(
-        self, *, id: str, command: Command, started_at: float, files: dict[str, bytes], variables: Mapping[str, str]
+        self, *, process_id: str, command: Command, started_at: float, files: dict[str, bytes], variables: Mapping[str, str]
     ) -> None:
-        self.id = id
+        self.id = process_id
         self.command = command
         self.chunks: list[Output] = []
         self.exit: Exit | None = None
@@ -122,13 +134,32 @@ class Program:
         if not line.strip() or line.startswith("#"):
             return
         word, _, rest = line.partition(" ")
-        instruction = _INSTRUCTIONS.get(word)
-        if instruction is not None:
-            instruction(self, rest)
-        elif (text := _printed(line)) is not None:
-            self._write("stdout", _encoded(text + "\n"))
-        else:
-            self._fail(127, f"unknown instruction {word!r}")
+        match word:
+            case "out":
+                self._write("stdout", _encoded(rest + "\n"))
+            case "err":
+                self._write("stderr", _encoded(rest + "\n"))
+            case "sleep":
+                self._sleep(rest)
+            case "cat":
+                data, self._stdin = self._stdin, b""
+                self._write("stdout", data)
+            case "write":
+                self._write_file(rest)
+            case "read":
+                self._read_file(rest)
+            case "env":
+                self._env(rest)
+            case "exit":
+                self._exit(rest)
+            case "signal":
+                self._signal(rest)
+            case "hog":
+                self.end(Exit(kind="out-of-memory", signal=9))
+            case "flood":
+                self._flood(rest)
+            case _:
+                self._print(line)
 
     def _write(self, stream: str, data: bytes) -> None:
         room = self.command.output_limit - sum(self._offsets.values())
@@ -143,11 +174,12 @@ class Program:
         self._write("stderr", _encoded(f"line {self._at}: {reason}\n"))
         self.end(Exit(code=code))
 
-    def _out(self, rest: str) -> None:
-        self._write("stdout", _encoded(rest + "\n"))
-
-    def _err(self, rest: str) -> None:
-        self._write("stderr", _encoded(rest + "\n"))
+    def _print(self, line: str) -> None:
+        text = _printed(line)
+        if text is None:
+            self._fail(127, f"unknown instruction {line.partition(' ')[0]!r}")
+        else:
+            self._write("stdout", _encoded(text + "\n"))
 
     def _sleep(self, rest: str) -> None:
         try:
@@ -158,10 +190,6 @@ class Program:
             self._next_at += seconds
         else:
             self._fail(2, "sleep needs a number of seconds")
-
-    def _cat(self, rest: str) -> None:
-        data, self._stdin = self._stdin, b""
-        self._write("stdout", data)
 
     def _write_file(self, rest: str) -> None:
         path, _, text = rest.partition(" ")
@@ -200,29 +228,11 @@ class Program:
         else:
             self.end(Exit(kind="signal", signal=number))
 
-    def _hog(self, rest: str) -> None:
-        self.end(Exit(kind="out-of-memory", signal=9))
-
     def _flood(self, rest: str) -> None:
         if (count := _whole(rest, 2**63)) is None:
             self._fail(2, "flood needs a number of bytes")
         else:
             self._write("stdout", b"x" * min(count, self.command.output_limit + 1))
-
-
-_INSTRUCTIONS: dict[str, Callable[[Program, str], None]] = {
-    "out": Program._out,
-    "err": Program._err,
-    "sleep": Program._sleep,
-    "cat": Program._cat,
-    "write": Program._write_file,
-    "read": Program._read_file,
-    "env": Program._env,
-    "exit": Program._exit,
-    "signal": Program._signal,
-    "hog": Program._hog,
-    "flood": Program._flood,
-}
 
 
 def _encoded(text: str) -> bytes:

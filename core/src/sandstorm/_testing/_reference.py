@@ -164,6 +164,7 @@ class ReferenceSession:
 
     def close(self) -> None:
         """Ends the session; whatever is called on it or its sandboxes afterwards raises `RuntimeError`."""
+        self._vendor.now()
         self._open = False
 
     async def refresh(self) -> Facts:
@@ -324,9 +325,7 @@ class EventStream:
 
     __slots__ = ("_at", "_box", "_offsets", "_over", "_program", "_session", "_vendor")
 
-    def __init__(
-        self, session: ReferenceSession, vendor: Vendor, box: Box, program: Program, offsets: Mapping[str, int]
-    ) -> None:
+    def __init__(self, session: ReferenceSession, vendor: Vendor, box: Box, program: Program, offsets: Mapping[str, int]) -> None:
         self._session = session
         self._vendor = vendor
         self._box = box

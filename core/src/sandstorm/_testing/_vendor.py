@@ -67,11 +67,21 @@ class Box:
     """One sandbox at the vendor."""
 
     __slots__ = (
-        "created_at", "ended_at", "ends_at", "files", "id", "order", "programs", "ready_at", "reason", "released", "running",
-    )  # fmt: skip
+        "created_at",
+        "ended_at",
+        "ends_at",
+        "files",
+        "id",
+        "order",
+        "programs",
+        "ready_at",
+        "reason",
+        "released",
+        "running",
+    )
 
-    def __init__(self, *, id: str, order: Order, created_at: float, ready_at: float) -> None:
-        self.id = id
+    def __init__(self, *, sandbox_id: str, order: Order, created_at: float, ready_at: float) -> None:
+        self.id = sandbox_id
         self.order = order
         self.created_at = created_at
         self.ready_at = ready_at
@@ -116,8 +126,8 @@ class Box:
 class Vendor:
     """The vendor's own side: outlives every session, and says what really happened.
 
-    Its clock is trio's. It stands still while no event loop of trio runs, and goes on in the next one: so a test
-    can let one router crash and another take over. All its answers are free of charge and not in `log`.
+    Its clock is trio's. It stands still while no event loop of trio runs, and goes on in the next one from where it was
+    last looked at, the end of a session included: so a test can let one router crash and another take over. All its answers are free of charge and not in `log`.
 
     Attributes:
         log: Every request that reached it, oldest first.
@@ -233,7 +243,7 @@ class Vendor:
         started_at = max(self.now(), box.ready_at)
         variables = {**box.order.spec.env, **box.order.secrets}
         program = Program(
-            id=f"{box.id}/{start}", command=command, started_at=started_at, files=box.files, variables=variables
+            process_id=f"{box.id}/{start}", command=command, started_at=started_at, files=box.files, variables=variables
         )
         box.programs[start] = program
         box.running.append(program)
@@ -292,7 +302,7 @@ class Vendor:
         if cap is not None and len(self._live) >= cap:
             raise QuotaError(f"the account may have {cap} sandboxes at once")
         sandbox = f"{self._name.replace(':', '-')}-{next(self._numbers)}"
-        box = Box(id=sandbox, order=order, created_at=now, ready_at=now + self._start_seconds)
+        box = Box(sandbox_id=sandbox, order=order, created_at=now, ready_at=now + self._start_seconds)
         self._boxes[box.id] = self._live[box.id] = box
         self._by_marker.setdefault(order.marker, []).append(box)
         heapq.heappush(self._ends, (box.ends_at, box.id))

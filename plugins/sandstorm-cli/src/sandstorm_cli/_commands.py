@@ -52,11 +52,19 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """The command of this name, or a `BrokenCommand` where it does not load."""
         if cmd_name in OWN:
-            module, _, attribute = OWN[cmd_name].partition(":")
-            command: click.Command = getattr(import_module(module), attribute)
-            return command
+            return own(cmd_name)
         found = foreign().get(cmd_name)
         return None if found is None else load(cmd_name, found)
+
+
+def own(name: str) -> click.Command:
+    """One of our commands; a `BrokenCommand` where the import name of the core gives something else."""
+    module, _, attribute = OWN[name].partition(":")
+    try:
+        command: click.Command = getattr(import_module(module), attribute)
+    except ImportError as exc:
+        return BrokenCommand(name, f"{exc}; `sandstorm doctor` says what is wrong")
+    return command
 
 
 def foreign() -> dict[str, list[EntryPoint]]:

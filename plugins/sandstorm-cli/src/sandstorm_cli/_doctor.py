@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import sys
 from collections.abc import Iterator
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import click
 
 from sandstorm_cli._commands import added_commands
 from sandstorm_cli._failure import message
-from sandstorm_cli._import_name import CORE, IMPORT_NAME, core_version, foreign_owners, is_ours
 from sandstorm_cli._flags import json_option, settings_option
+from sandstorm_cli._import_name import CORE, IMPORT_NAME, core_version, foreign_owners, is_ours
 from sandstorm_cli._terminal import emit_json, emit_pairs, waiting
+
+if TYPE_CHECKING:
+    from sandstorm_cli._store_probe import StoreProbe
 
 OLDEST = (3, 11)
 
@@ -99,26 +104,46 @@ def _owner() -> Iterator[Check]:
 
 def _client_checks(settings: str | None) -> Iterator[Check]:
     from sandstorm import Sandstorm
+    from sandstorm_cli._store_probe import StoreProbe
 
+    probe = StoreProbe()
     try:
-        with Sandstorm(settings=settings) as client:
-            yield Check(name="settings", detail=client.settings_path or "none found; the defaults apply")
-            yield Check(name="store", detail=f"{client.store_url} can be written")
-            yield from _plugin_checks(client.plugins())
+        with Sandstorm(settings=settings, plugins=[(probe.name, probe)]) as client:
+            place = _settings_place(settings)
+            yield Check(name="settings", detail=f"{place} is valid" if place else "no file; the defaults apply")
+            yield _store_check(probe)
+            yield from _plugin_checks(client.plugins(), leave_out=probe.name)
             yield from _provider_checks(client.providers())
     except Exception as exc:
-        yield _start_failed(exc)
+        yield _start_failed(exc, probe.url)
 
 
-def _start_failed(exc: Exception) -> Check:
+def _store_check(probe: StoreProbe) -> Check:
+    if probe.read_only:
+        return Check(name="store", state="fail", detail=f"{probe.url} cannot be written", remedy="correct its permissions")
+    return Check(name="store", detail=f"{probe.url} opens and can be written")
+
+
+def _settings_place(given: str | None) -> str | None:
+    """The settings file that applies, in the order in which the core looks; None where there is none."""
+    named = given or os.environ.get("SANDSTORM_SETTINGS")
+    config = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
+    found = (place for place in (Path("sandstorm.toml"), config / "sandstorm" / "sandstorm.toml") if place.exists())
+    return named or next((str(place) for place in found), None)
+
+
+def _start_failed(exc: Exception, store: str | None) -> Check:
     field = getattr(exc, "field", "")
+    if store is not None:
+        return Check(name="store", state="fail", detail=f"{store}: {message(exc)}", remedy="correct `store` in the settings")
     place = "settings" if type(exc).__name__ == "SettingsError" else "start"
     remedy = f"correct {field}" if field else "see the reason; SANDSTORM_TRACEBACK=1 sandstorm providers shows where"
     return Check(name=place, state="fail", detail=message(exc), remedy=remedy)
 
 
-def _plugin_checks(report: Any) -> Iterator[Check]:
-    yield Check(name="plugins", detail="loaded: " + ", ".join(plugin.name for plugin in report.loaded))
+def _plugin_checks(report: Any, leave_out: str) -> Iterator[Check]:
+    names = (plugin.name for plugin in report.loaded if plugin.name != leave_out)
+    yield Check(name="plugins", detail="loaded: " + ", ".join(names))
     for plugin in report.set_aside:
         detail = f"set aside: {plugin.reason}"
         remedy = f"update or uninstall {plugin.distribution or plugin.name}"
@@ -133,22 +158,25 @@ def _command_checks() -> Iterator[Check]:
 
 
 def _provider_checks(found: Any) -> Iterator[Check]:
-    from sandstorm_cli._show import SHARED_KERNEL, isolation
-
     if not found:
         yield Check(name="providers", state="fail", detail="none is installed", remedy="pip install sandstorm-provider-local")
     for status in found:
-        name = f"provider {status.name}"
-        if not status.ok:
-            yield Check(name=name, state="fail", detail=status.detail, remedy="correct it, or disable the plugin in the settings")
-            continue
-        if status.isolation is None:
-            reasons = "; ".join(each.reason for each in status.offers if hasattr(each, "rule")) or status.detail
-            yield Check(name=name, state="warn", detail=f"works, and offers nothing: {reasons}", remedy="see its README")
-            continue
-        shown = isolation(status.isolation, status.detail)
-        if SHARED_KERNEL in shown:
-            remedy = "for hostile code ask for --isolation gvisor or microvm"
-            yield Check(name=name, state="warn", detail=f"works; isolation {shown}", remedy=remedy)
-        else:
-            yield Check(name=name, detail=f"works; isolation {shown}")
+        yield _provider_check(status)
+
+
+def _provider_check(status: Any) -> Check:
+    from sandstorm.provider import Offer
+    from sandstorm_cli._show import SHARED_KERNEL, isolation
+
+    name = f"provider {status.name}"
+    if not status.ok:
+        return Check(name=name, state="fail", detail=status.detail, remedy="correct it, or disable its plugin in the settings")
+    offer = next((each for each in status.offers if isinstance(each, Offer)), None)
+    if offer is None:
+        reasons = "; ".join(each.reason for each in status.offers)
+        return Check(name=name, state="warn", detail=f"works, and offers nothing: {reasons}", remedy="see its README")
+    shown = isolation(offer.isolation, offer.isolation_detail)
+    if SHARED_KERNEL in shown:
+        remedy = "for hostile code ask for --isolation gvisor or microvm"
+        return Check(name=name, state="warn", detail=f"works; isolation {shown}", remedy=remedy)
+    return Check(name=name, detail=f"works; isolation {shown}")

@@ -19,6 +19,6 @@ def lines(text: str) -> str:
 
 
 def _shown(char: str) -> str:
-    if char.isascii() and char.isprintable() or unicodedata.category(char) not in _UNSAFE:
+    if (char.isascii() and char.isprintable()) or unicodedata.category(char) not in _UNSAFE:
         return char
     return char.encode("unicode_escape", "surrogatepass").decode("ascii")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import itertools
+import os
+import pathlib
+import signal
 import sys
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import click
 
@@ -16,24 +18,6 @@ from sandstorm_cli._exit_codes import Status
 from sandstorm_cli._failure import report
 
 _ENV_COMPLETE = "_SANDSTORM_COMPLETE"
-
-
-class SandstormCommand(LazyGroup):
-    """The `sandstorm` command: every way out of it ends in a status of the table."""
-
-    def main(self, args: Sequence[str] | None = None, **extra: Any) -> NoReturn:
-        """Runs the command line and exits."""
-        given = list(sys.argv[1:] if args is None else args)
-        as_json = "--json" in itertools.takewhile(lambda word: word != "--", given)
-        extra |= {"standalone_mode": False, "prog_name": "sandstorm", "complete_var": _ENV_COMPLETE}
-        try:
-            status = super().main(given, **extra)
-        except click.exceptions.NoArgsIsHelpError as exc:
-            click.echo(exc.ctx.get_help() if exc.ctx else "")
-            status = Status.OK
-        except (Exception, KeyboardInterrupt) as exc:
-            status = report(exc, as_json=as_json)
-        sys.exit(status if isinstance(status, int) else Status.OK)
 
 
 def _show_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
@@ -45,16 +29,45 @@ def _show_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
     ctx.exit()
 
 
-@click.command(cls=SandstormCommand, context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--version", is_flag=True, expose_value=False, is_eager=True, callback=_show_version, help="Show the version.")
 def cli() -> None:
     """Routes code to the right sandbox."""
 
 
-def main() -> NoReturn:
-    """Runs `sandstorm` with the arguments of this process."""
+def main(args: Sequence[str] | None = None) -> NoReturn:
+    """Runs `sandstorm` with these arguments, or those of this process, and exits with a status of the table or the program's."""
+    given = list(sys.argv[1:] if args is None else args)
+    as_json = "--json" in itertools.takewhile(lambda word: word != "--", given)
+    _prepare()
+    try:
+        status = cli.main(given, prog_name="sandstorm", complete_var=_ENV_COMPLETE, standalone_mode=False)
+        sys.stdout.flush()
+    except click.exceptions.NoArgsIsHelpError as exc:
+        click.echo(exc.ctx.get_help())
+        status = Status.OK
+    except (Exception, KeyboardInterrupt) as exc:
+        status = report(exc, as_json=as_json)
+        _let_go_of_output()
+    sys.exit(status if isinstance(status, int) else Status.OK)
+
+
+def _prepare() -> None:
+    """Lets every text be written, and every way of being stopped clean up as Ctrl-C does."""
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:  # the caller closed it
+            setattr(sys, name, pathlib.Path(os.devnull).open("r+"))  # noqa: SIM115  stays open as long as the process
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            with contextlib.suppress(ValueError):
-                stream.reconfigure(errors="backslashreplace")
-    cli.main()
+            stream.reconfigure(errors="backslashreplace")
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, signal.default_int_handler)
+
+
+def _let_go_of_output() -> None:
+    """Drops what standard output does not take, which the interpreter would complain about when it ends."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 
 import attrs
 import click
+
 from sandstorm import Constraints, Environment, Gpu, InvalidInput, Network, SandboxSpec, Task
 from sandstorm.provider import ISOLATION_LEVELS
-
 from sandstorm_cli._flags import json_option, settings_option
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])

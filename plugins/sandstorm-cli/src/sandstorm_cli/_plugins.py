@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import click
-from sandstorm import Sandstorm, encode
 
+from sandstorm import Sandstorm, encode
 from sandstorm_cli._commands import added_commands
 from sandstorm_cli._flags import json_option, settings_option
 from sandstorm_cli._terminal import emit_json, emit_table
@@ -25,7 +25,9 @@ def plugins(settings: str | None, as_json: bool) -> None:
         return
     rows = [(each.name, "loaded", _origin(each), ", ".join(each.hooks)) for each in report.loaded]
     rows += [(each.name, "SET ASIDE", _origin(each), each.reason) for each in report.set_aside]
-    rows += [(each["name"], "SET ASIDE" if each["reason"] else "command", each["distribution"], each["reason"]) for each in commands]
+    rows += [
+        (each["name"], "SET ASIDE" if each["reason"] else "command", each["distribution"], each["reason"]) for each in commands
+    ]
     emit_table(("NAME", "STATE", "FROM", "HOOKS OR REASON"), rows)
 
 

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 import click
+
 from sandstorm import Sandstorm, encode
 from sandstorm.provider import Offer
-
 from sandstorm_cli._flags import json_option, settings_option
 from sandstorm_cli._show import isolation, machine, seconds
 from sandstorm_cli._terminal import emit_json, emit_pairs, waiting
-
-if TYPE_CHECKING:
-    from sandstorm._client import ProviderStatus
 
 
 @click.command()
@@ -25,16 +22,19 @@ def providers(settings: str | None, as_json: bool) -> None:
         found = client.providers()
     if as_json:
         emit_json(encode(found))
-    elif not found:
+        return
+    if not found:
         click.echo("no provider is installed", err=True)
-    for status in found if not as_json else ():
+    for status in found:
         emit_pairs(_pairs(status))
 
 
-def _pairs(status: ProviderStatus) -> list[tuple[str, str]]:
+def _pairs(status: Any) -> list[tuple[str, str]]:
     rates = status.rates
-    charged = "unknown" if rates is None else "nothing" if not rates.rates else f"by the rates of {rates.checked_at}, {rates.source}"
-    invited = "; takes part only where it is named" if status.by_invitation_only else ""
+    charged = (
+        "unknown" if rates is None else "nothing" if not rates.rates else f"by the rates of {rates.checked_at}, {rates.source}"
+    )
+    invited = "; takes part unasked only where no other account is configured" if status.traits.by_invitation else ""
     pairs = [
         (status.name, ("ok" if status.ok else "FAILS") + (f": {status.detail}" if status.detail else "") + invited),
         ("  isolation", isolation(status.isolation) if status.isolation else "unknown"),

@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import click
-from sandstorm import NoCandidate, RunResult, Sandstorm, encode
 
+from sandstorm import NoCandidate, RunResult, Sandstorm, encode
 from sandstorm_cli._exit_codes import Status, clamp, help_text
 from sandstorm_cli._options import Asked, asked, request_options
 from sandstorm_cli._outputs import check_directory, write_outputs
+from sandstorm_cli._progress import Progress
 from sandstorm_cli._show import explanation, plan_pairs
-from sandstorm_cli._terminal import Relay, emit_json, emit_pairs, waiting
+from sandstorm_cli._terminal import Relay, Waiting, emit_json, emit_pairs, waiting
 
 
 @click.command(epilog=help_text())
@@ -28,7 +29,7 @@ def run(output_dir: str, quiet: bool, as_json: bool, settings: str | None, **giv
     with waiting("routing…", shown=not quiet) as line:
         relay = None if as_json else Relay(line)
         try:
-            result = _result(settings, request, relay)
+            result = _result(settings, request, relay, line)
         except KeyboardInterrupt:
             if relay is None or relay.failed is None:
                 raise
@@ -43,8 +44,9 @@ def run(output_dir: str, quiet: bool, as_json: bool, settings: str | None, **giv
     return clamp(result.exit.status)
 
 
-def _result(settings: str | None, request: Asked, relay: Relay | None) -> RunResult:
-    with Sandstorm(settings=settings) as client:
+def _result(settings: str | None, request: Asked, relay: Relay | None, line: Waiting) -> RunResult:
+    progress = [Progress(line)] if line.shown else []
+    with Sandstorm(settings=settings, plugins=[(plugin.name, plugin) for plugin in progress]) as client:
         return client.run(**_arguments(client, request), on_output=relay)
 
 

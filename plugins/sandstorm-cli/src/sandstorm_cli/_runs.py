@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import click
-from sandstorm import InvalidInput, Sandstorm, encode
 
+from sandstorm import InvalidInput, Sandstorm, encode
 from sandstorm_cli._escape import lines
 from sandstorm_cli._flags import json_option, settings_option
 from sandstorm_cli._show import seconds, usd

@@ -17,6 +17,7 @@ from sandstorm_cli._escape import one_line
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.status import Status
 
 
 class Written(Protocol):
@@ -65,7 +66,9 @@ def emit_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Writes aligned columns to standard output; every cell stays on its line."""
     cells = [[one_line(cell) for cell in row] for row in rows]
     widths = [max(len(row[column]) for row in (header, *cells)) for column in range(len(header))]
-    written = ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in (header, *cells)]
+    written = [
+        "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in (header, *cells)
+    ]
     console = decorated(err=False)
     if console is None:
         click.echo("\n".join(written))
@@ -82,10 +85,23 @@ class Waiting:
 
     def __init__(self, text: str, *, shown: bool) -> None:
         console = decorated(err=True) if shown else None
-        self._status = console.status(text) if console is not None else None
+        self._status: Status | None = console.status(text) if console is not None else None
         self._lock = threading.Lock()
         if self._status is not None:
             self._status.start()
+
+    @property
+    def shown(self) -> bool:
+        """Whether there is a line to see."""
+        return self._status is not None
+
+    def say(self, text: str) -> None:
+        """Changes what is waited for; nothing once the line is gone."""
+        with self._lock:
+            if self._status is not None:
+                from rich.text import Text
+
+                self._status.update(Text(one_line(text)))
 
     def stop(self) -> None:
         """Takes the line away."""
@@ -110,8 +126,9 @@ class Relay:
 
     def __init__(self, line: Waiting) -> None:
         self._line = line
-        self._streams = {"stdout": click.get_binary_stream("stdout"), "stderr": click.get_binary_stream("stderr")}
+        self._streams = {"stdout": sys.stdout.buffer, "stderr": sys.stderr.buffer}
         self.failed: OSError | None = None
+        self._caller = threading.get_ident()
 
     def __call__(self, written: Written) -> None:
         """Writes one piece of output. Where that fails the run is interrupted, since nobody gets the rest."""
@@ -126,4 +143,4 @@ class Relay:
             self.failed = exc
             # What is still buffered must not fail again when the interpreter flushes it at its end.
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+            signal.pthread_kill(self._caller, signal.SIGINT)
