@@ -37,10 +37,10 @@ clean:
 
 .venv/installed: .venv/bin/python constraints.txt $(PARTS:%=%/pyproject.toml)
 	@echo "installing Sandstorm into .venv ..."
-	$(PIP) $(EDITABLE)
-	touch $@
+	@$(PIP) $(EDITABLE)
+	@touch $@
 
 .venv/develop: .venv/installed pyproject.toml
 	@echo "installing the development tools into .venv ..."
-	$(PIP) $(DEVELOP)
-	touch $@
+	@$(PIP) $(DEVELOP)
+	@touch $@

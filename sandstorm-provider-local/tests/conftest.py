@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -42,9 +43,7 @@ class Machine:
         spec = SandboxSpec(**{"memory": 128, "disk": 32, **fields})
         offer = LocalProvider().offers(spec, self.facts)[0]
         assert isinstance(offer, Offer), offer
-        return Order(
-            spec=spec, offer=offer, marker=f"test-{self.made}", dispatch_by=trio.current_time() + 60, lifetime=300.0
-        )
+        return Order(spec=spec, offer=offer, marker=f"test-{self.made}", dispatch_by=trio.current_time() + 60, lifetime=300.0)
 
     async def collect(self, process: Any) -> Ran:
         """All that a program wrote, with its offsets checked, and its exit."""
@@ -101,7 +100,7 @@ def _processes(state: Path) -> list[int]:
 
 
 @pytest.fixture
-async def machine(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Machine]:
+async def machine() -> AsyncIterator[Machine]:
     """A session with its own state directory; nothing may be left of it afterwards."""
     state = Path("/tmp") / f"sandstorm-test-{os.getpid()}"
     async with LocalProvider(state_dir=str(state)).connect() as session:
@@ -109,3 +108,4 @@ async def machine(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Mac
         assert facts.data["level"] is not None, facts.data
         yield Machine(session, facts, state)
     assert leftovers(state) == []
+    shutil.rmtree(state)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 
 from sandstorm.provider import Command, Conflict, Exit, InvalidInput, InvalidSpec, SandboxGone
 
@@ -27,7 +27,9 @@ async def test_files_outlive_programs(machine: Any) -> None:
     """What one program writes the next one reads, and files go in and out exactly."""
     box = await machine.session.create(machine.order(files={"a/b": b"first"}, env={"NAME": "value"}))
     await box.upload("c/d/e", chunks(b"\0\xff" * 300_000, b"end"))
-    ran = await machine.collect(await box.start(Command(argv=("bash", "-c", "cat a/b; wc -c < c/d/e; echo $NAME > f"), timeout=9)))
+    ran = await machine.collect(
+        await box.start(Command(argv=("bash", "-c", "cat a/b; wc -c < c/d/e; echo $NAME > f"), timeout=9))
+    )
     assert (ran.stdout, ran.exit) == (b"first600003\n", Exit(code=0)), ran
     ran = await machine.collect(await box.start(Command(argv=("cat", "b", "../f"), cwd="a", timeout=9)))
     assert ran.stdout == b"firstvalue\n"
@@ -66,7 +68,7 @@ async def test_boxes_are_found_attached_and_destroyed_twice(machine: Any) -> Non
     async with machine.session.find(order.marker) as found:
         assert [(info.id, info.marker) async for info in found] == [(order.marker, order.marker)]
     again = await machine.session.attach(order.marker)
-    assert Path(again.native.work_area).is_dir()
+    assert await trio.Path(again.native.work_area).is_dir()
     await box.destroy()
     await box.destroy()
     with pytest.raises(SandboxGone):
@@ -95,4 +97,4 @@ async def test_what_a_program_made_unreadable_is_removed(machine: Any) -> None:
     script = "mkdir -p a/b; touch a/b/c; chmod 0 a/b a"
     await machine.collect(await box.start(Command(argv=("bash", "-c", script), timeout=9)))
     await box.destroy()
-    assert not Path(box.native.work_area).exists()
+    assert not await trio.Path(box.native.work_area).exists()

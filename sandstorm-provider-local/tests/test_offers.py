@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -77,11 +78,11 @@ async def test_every_line_of_the_isolation_is_verified(machine: Any) -> None:
     assert {"files hidden", "network off", "no privileges", "unprivileged user"} <= set(machine.facts.data["verified"])
 
 
-async def test_what_cannot_run_is_not_offered() -> None:
+async def test_what_cannot_run_is_not_offered(tmp_path: Path) -> None:
     """With a bubblewrap that does not confine, there is no level and `check` names the remedy."""
     from sandstorm.provider import ProviderDown
 
-    async with LocalProvider(bwrap="/bin/true").connect() as session:
+    async with LocalProvider(state_dir=str(tmp_path / "state"), bwrap="/bin/true").connect() as session:
         assert (await session.refresh()).data["level"] is None
         with pytest.raises(ProviderDown, match="set up"):
             await session.check()

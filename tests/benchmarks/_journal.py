@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import tempfile
 import time
@@ -111,6 +112,8 @@ def _copy_runs(path: Path, wanted: int) -> None:
                 _copy_table(connection, table, ids, copy, real)
         connection.commit()
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    with path.open("rb") as file:
+        os.fsync(file)  # else the first runs would pay for writing what was filled in
 
 
 def _copy_table(connection: sqlite3.Connection, table: str, ids: set[str], copy: int, real: int) -> None:

@@ -12,6 +12,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+import attrs
+
 from sandstorm._constraints import Constraints
 from sandstorm._errors import InvalidInput
 from sandstorm._plan import Plan
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from sandstorm._engine import Engine
     from sandstorm._loop import Held, Loop
     from sandstorm._plan import Request
+    from sandstorm._settings import Settings
     from sandstorm._status import PluginReport, ProviderStatus, RunRecord
     from sandstorm._store import RunRow
     from sandstorm.provider import Output
@@ -50,6 +53,19 @@ def task_of(
     return Task(code=code, language=language, argv=argv or (), **given)
 
 
+@attrs.frozen(kw_only=True)
+class Setup:
+    """What a client will use.
+
+    Attributes:
+        settings: The path of the settings file, or None where the defaults apply.
+        store: The URL of the store.
+    """
+
+    settings: str | None
+    store: str
+
+
 class _Opened:
     """What both clients share: how the engine is opened, and requests are built."""
 
@@ -58,13 +74,23 @@ class _Opened:
         self._plugins = tuple(plugins)
         self._store = store
 
-    def _open_engine(self) -> Any:
-        from sandstorm._engine import open_engine
+    def setup(self) -> Setup:
+        """Which settings file and store apply; opens neither the store nor a plugin. Raises `SettingsError`."""
+        from sandstorm._settings import default_store_url
+
+        settings = self._read_settings()
+        return Setup(settings=settings.path, store=settings.store or default_store_url())
+
+    def _read_settings(self) -> Settings:
         from sandstorm._settings import load_settings, settings_of
 
         given = self._settings
-        settings = settings_of(given) if isinstance(given, Mapping) else load_settings(given)
-        return open_engine(settings, extra=self._plugins, store=self._store)
+        return settings_of(given) if isinstance(given, Mapping) else load_settings(given)
+
+    def _open_engine(self) -> Any:
+        from sandstorm._engine import open_engine
+
+        return open_engine(self._read_settings(), extra=self._plugins, store=self._store)
 
 
 class AsyncSandstorm(_Opened):

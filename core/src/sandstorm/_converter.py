@@ -365,7 +365,7 @@ def _converter() -> cattrs.Converter:
     converter.register_structure_hook(bytes, _bytes)
     converter.register_structure_hook(date, _date)
     converter.register_structure_hook(Path, _path)
-    converter.register_unstructure_hook(Decimal, str)
+    converter.register_unstructure_hook(Decimal, lambda value: f"{value:f}")  # never 4.4E-8: people read it
     converter.register_unstructure_hook(bytes, _encode_bytes)
     converter.register_unstructure_hook(date, date.isoformat)
     converter.register_structure_hook_func(_is_enum, _enum)

@@ -57,8 +57,9 @@ class Cheapest:
         return ranked + [Ranked(candidate, "its price is unknown, so it comes after every known one") for candidate in unknown]
 
     def _reason(self, candidate: Candidate, tied: bool) -> str:
-        cost = f"expected cost {_dollars(candidate.quote.expected)}"
-        return f"{cost}, near tie broken by a start in {_seconds(candidate.latency.p95)}" if tied else cost
+        cost = candidate.quote.expected
+        reason = f"expected to cost {_dollars(cost)}" if cost else "nothing is charged for it"
+        return f"{reason}; of those within 5 %, by its start in {_seconds(candidate.latency.p95)}" if tied else reason
 
 
 @attrs.frozen

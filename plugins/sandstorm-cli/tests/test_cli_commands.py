@@ -143,6 +143,17 @@ def test_plugins(sandstorm: CommandLine) -> None:
     assert {"loaded", "set_aside", "commands"} <= report.keys()
 
 
+def test_warnings_are_one_escaped_line(sandstorm: CommandLine) -> None:
+    """A plugin that is set aside is named on stderr; its words cannot reach the terminal as controls."""
+    sandstorm.add_plugin("broken", "raise RuntimeError('no\\nluck \\x1b[2J')")
+    ran = sandstorm("run", "-q", "-c", "out hello")
+    assert ran.stdout == b"hello\n"
+    (line,) = ran.stderr.splitlines()
+    assert line.startswith(b"sandstorm: warning: ")
+    assert b"broken" in line
+    assert b"\x1b" not in line
+
+
 def test_added_command(sandstorm: CommandLine) -> None:
     """Another distribution's command is listed and called."""
     sandstorm.add("greeting", GREETING, "[sandstorm.commands]\ngreet = greeting:greet\n")

@@ -8,6 +8,7 @@ import os
 import pty
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -316,10 +317,16 @@ def test_full_disk_is_an_error(sandstorm: CommandLine, args: list[str]) -> None:
     assert len(ran.stderr.splitlines()) == 1
 
 
-def test_closed_pipe_ends_the_run(sandstorm: CommandLine) -> None:
-    """When the reader goes away the program is stopped: nobody wants the rest."""
+@pytest.mark.parametrize("in_background", [False, True])
+def test_closed_pipe_ends_the_run(sandstorm: CommandLine, in_background: bool) -> None:
+    """When the reader goes away the program is stopped, also as a shell's background job, which has SIGINT ignored."""
     began = time.monotonic()
-    with _start(sandstorm, "run", "-c", "out first\nsleep 0.3\nout second\nsleep 30") as process:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN) if in_background else signal.getsignal(signal.SIGINT)
+    try:
+        process = _start(sandstorm, "run", "-c", "out first\nsleep 0.3\nout second\nsleep 30")
+    finally:
+        signal.signal(signal.SIGINT, before)
+    with process:
         assert process.stdout is not None
         assert process.stderr is not None
         process.stdout.readline()
@@ -367,3 +374,30 @@ def test_terminal_is_decorated(sandstorm: CommandLine, env: dict[str, str]) -> N
     shown = _on_terminal(sandstorm, "run", "-c", "out hello", stdout=subprocess.DEVNULL, env=env)
     assert b"ran on" in shown
     assert (b"\x1b[1;36m" in shown) == (not env)
+
+
+def _readme_lines() -> list[str]:
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    block = readme.partition("```console\n")[2].partition("```")[0]
+    return [line.removeprefix("$ ") for line in block.splitlines()]
+
+
+@pytest.mark.parametrize("line", _readme_lines())
+def test_readme_examples(sandstorm: CommandLine, line: str) -> None:
+    """Every line of the README is a valid command line: it runs a program, or answers."""
+    for name in ("hello.py", "report.py"):
+        (sandstorm.work / name).write_text("print('hello')")
+    (sandstorm.work / "data.csv").write_text("1,2\n")
+    shell = f'sandstorm() {{ "{sys.executable}" -m sandstorm_cli "$@"; }}; {line}'
+    ran = subprocess.run(
+        ["sh", "-c", shell],
+        cwd=sandstorm.work,
+        env=sandstorm.env,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    # `--exec -- sh` is a command that the toy language does not have: 127 is then the program's own status.
+    assert ran.returncode == (127 if "--exec" in line else 0), ran.stderr
+    assert b"sandstorm: " not in ran.stderr

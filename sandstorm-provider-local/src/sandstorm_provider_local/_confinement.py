@@ -8,10 +8,12 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import os
+import pathlib
 import resource
 import subprocess
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from pathlib import Path
 
 import attrs
 
@@ -104,20 +106,20 @@ class Confinement:
         arguments += ["--die-with-parent", "--new-session", "--clearenv", "--cap-drop", "ALL", "--hostname", "sandbox"]
         arguments += ["--uid", str(INSIDE_ID), "--gid", str(INSIDE_ID), "--ro-bind", "/usr", "/usr"]
         for name in ("bin", "sbin", "lib", "lib32", "lib64"):
-            if os.path.islink(f"/{name}"):
-                arguments += ["--symlink", os.readlink(f"/{name}").lstrip("/"), f"/{name}"]
-            elif os.path.isdir(f"/{name}"):
+            if pathlib.Path(f"/{name}").is_symlink():
+                arguments += ["--symlink", str(Path("/", name).readlink()).lstrip("/"), f"/{name}"]
+            elif pathlib.Path(f"/{name}").is_dir():
                 arguments += ["--ro-bind", f"/{name}", f"/{name}"]
         for directory in self.extra:
             arguments += ["--ro-bind", directory, directory]
         arguments += ["--ro-bind", self.etc, "/etc"]
-        if os.path.isdir("/etc/alternatives"):
+        if pathlib.Path("/etc/alternatives").is_dir():
             arguments += ["--ro-bind", "/etc/alternatives", "/etc/alternatives"]
         if self.proc:
             arguments += ["--proc", "/proc"]
         shared = str(_TMP * MIB)
-        arguments += ["--dev", "/dev", "--size", shared, "--tmpfs", "/dev/shm", "--remount-ro", "/dev"]
-        arguments += ["--perms", "1777", "--size", shared, "--tmpfs", "/tmp"]
+        arguments += ["--dev", "/dev", "--size", shared, "--tmpfs", "/dev/shm", "--remount-ro", "/dev"]  # noqa: S108 - a path inside the sandbox
+        arguments += ["--perms", "1777", "--size", shared, "--tmpfs", "/tmp"]  # noqa: S108 - a path inside the sandbox
         return arguments
 
     def spawn(self, job: Job) -> Spawned:
@@ -161,7 +163,7 @@ class Confinement:
                     dynamic += ["--seccomp", hand_over(self.seccomp)]
                 # Through a file, since everybody on the machine may read a command line and these may be secrets.
                 arguments = hand_over(b"".join(argument.encode(errors="surrogateescape") + b"\0" for argument in dynamic))
-                popen = subprocess.Popen(
+                popen = subprocess.Popen(  # noqa: S603 - running code is the point
                     [*self.prefix, "--json-status-fd", str(write_status), "--args", arguments, "--", *job.argv],
                     stdin=sealed(job.stdin) if job.stdin else subprocess.DEVNULL,
                     stdout=write_stdout,
@@ -169,7 +171,7 @@ class Confinement:
                     pass_fds=fds,
                     env={},
                     cwd="/",
-                    preexec_fn=_Descent(job),
+                    preexec_fn=_Descent(job),  # noqa: PLW1509 - it only makes system calls
                 )
                 on_failure.pop_all()
             return Spawned(popen, stdout, stderr, status)
@@ -212,8 +214,8 @@ class _Descent:
             os.write(fd, b"0")
         for kind, amount in self._limits:
             hard = resource.getrlimit(kind)[1]
-            amount = amount if hard == resource.RLIM_INFINITY else min(amount, hard)
-            resource.setrlimit(kind, (amount, amount))
+            allowed = amount if hard == resource.RLIM_INFINITY else min(amount, hard)
+            resource.setrlimit(kind, (allowed, allowed))
         if self._uid is not None:
             os.setgroups(())
             os.setresgid(self._uid, self._uid, self._uid)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import pathlib
 from functools import cache
+from pathlib import Path
 
 
 def _started(pid: int) -> str | None:
     """The time at which a process started, in clock ticks since boot; None where there is no such process."""
     try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
+        with pathlib.Path(f"/proc/{pid}/stat").open("rb") as file:
             # The name in parentheses may hold anything, so the fields are counted from the last parenthesis.
             fields = file.read().rpartition(b")")[2].split()
     except OSError:
@@ -19,7 +21,7 @@ def _started(pid: int) -> str | None:
 
 @cache
 def _pid_namespace() -> str:
-    return str(os.stat("/proc/self/ns/pid").st_ino)
+    return str(Path("/proc/self/ns/pid").stat().st_ino)
 
 
 def own_token() -> str:

@@ -37,5 +37,5 @@ class LocalPlugin:
 
     @hookimpl
     def sandstorm_providers(self) -> Sequence[Provider]:
-        """This machine."""
+        """The one provider: the machine that the router runs on."""
         return [LocalProvider(state_dir=self._settings.state_dir, bwrap=self._settings.bwrap)]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import pathlib
 import select
 import signal
 import time
@@ -189,7 +190,7 @@ class LocalProcess:
         with suppress(OSError, IndexError):
             while not _stopped(pid) and time.monotonic() < until:
                 time.sleep(0.0002)
-            with open(f"/proc/{pid}/task/{pid}/children") as children:
+            with pathlib.Path(f"/proc/{pid}/task/{pid}/children").open() as children:
                 self._init_pidfd = os.pidfd_open(int(children.read().split()[0]))
 
     def _report(self, key: str) -> int | None:
@@ -233,7 +234,7 @@ class LocalProcess:
 
 
 def _stopped(pid: int) -> bool:
-    with open(f"/proc/{pid}/stat") as stat:
+    with pathlib.Path(f"/proc/{pid}/stat").open() as stat:
         return stat.read().rpartition(")")[2].split()[0] in ("T", "Z", "X")
 
 

@@ -1,4 +1,4 @@
-"""This machine as a provider: what it offers, and why not."""
+"""The local machine as a provider: what it offers, and why not."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def _abilities() -> dict[str, Support]:
 
 @attrs.frozen(kw_only=True)
 class LocalProvider:
-    """This machine. `state_dir` and `bwrap` are those of the settings."""
+    """The machine that the router runs on. `state_dir` and `bwrap` are those of the settings."""
 
     state_dir: str | None = None
     bwrap: str | None = None
@@ -74,9 +74,7 @@ class LocalProvider:
         )
     )
     rates: RateCard | None = attrs.field(
-        factory=lambda: RateCard(
-            source="this machine: no vendor charges for it", checked_at=date(2026, 11, 23), confidence="own"
-        )
+        factory=lambda: RateCard(source="this machine: no vendor charges for it", checked_at=date(2026, 11, 23), confidence="own")
     )
 
     def offers(self, spec: SandboxSpec, facts: Facts) -> Sequence[Offer | Declined]:
@@ -117,7 +115,7 @@ def _objections(spec: SandboxSpec, facts: Facts) -> Iterator[tuple[str, str]]:
         yield "isolation-floor", f"{spec.isolation} is asked for, and this machine gives {level}; name another provider"
     yield from _environment_objections(spec, data.get("runtimes", {}))
     if spec.network.mode != "none":
-        yield "network", f"only no network can be enforced here, not {spec.network.mode!r}; use network=\"none\""
+        yield "network", f'only no network can be enforced here, not {spec.network.mode!r}; use network="none"'
     if spec.gpu is not None:
         yield "gpu", "devices stay out of the sandbox; use a provider with GPUs"
     if spec.region is not None:
@@ -143,11 +141,9 @@ def _environment_objections(spec: SandboxSpec, runtimes: dict[str, str]) -> Iter
         for runtime in recipe_runtimes(environment.language):
             if runtime not in runtimes:
                 package = _PACKAGES.get(runtime, runtime)
-                yield (
-                    "runtime-missing",
-                    f"{environment.language} needs {runtime} below /usr, where sandboxes see it; install {package} "
-                    f"(for example `apt install {package}`)",
-                )
+                place = f"{runtime} below /usr, where sandboxes see it"
+                remedy = f"install {package} (for example `apt install {package}`)"
+                yield "runtime-missing", f"{environment.language} needs {place}; {remedy}"
 
 
 def _detail(facts: Facts) -> str:

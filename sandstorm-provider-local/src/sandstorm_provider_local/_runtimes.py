@@ -103,8 +103,8 @@ class BwrapFeatures:
 def bwrap_features(bwrap: str) -> BwrapFeatures | None:
     """What this bubblewrap can do, or None where it does not even start."""
     try:
-        version = subprocess.run([bwrap, "--version"], capture_output=True, text=True, timeout=5, check=True).stdout
-        usage = subprocess.run([bwrap, "--help"], capture_output=True, text=True, timeout=5, check=False)
+        version = subprocess.run([bwrap, "--version"], capture_output=True, text=True, timeout=5, check=True).stdout  # noqa: S603 - our own arguments
+        usage = subprocess.run([bwrap, "--help"], capture_output=True, text=True, timeout=5, check=False)  # noqa: S603 - our own arguments
     except (OSError, subprocess.SubprocessError):
         return None
     return BwrapFeatures(version.split()[-1] if version.split() else "?", "--disable-userns" in usage.stdout + usage.stderr)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pathlib
 from collections.abc import AsyncIterable, AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
@@ -67,7 +68,11 @@ class LocalSandbox:
                     return
                 self.gone = True
                 await self.leave()
-                await self._delete()
+                try:
+                    await self._delete()
+                except BaseException:
+                    self.gone = False
+                    raise
 
     async def _delete(self) -> None:
         self._release()
@@ -144,5 +149,5 @@ class Box(LocalSandbox):
         await trio.to_thread.run_sync(self._release)
 
     def _refuse_gone(self) -> None:
-        if self.gone or not os.path.isdir(self._area.path):
+        if self.gone or not pathlib.Path(self._area.path).is_dir():
             raise SandboxGone(f"the sandbox {self.id} is gone")

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import secrets
 import socket
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 
@@ -66,7 +65,7 @@ async def _findings(
     confinement: Confinement, python: str, group: Cgroup | None, uid: int | None, session: Path
 ) -> dict[str, bool]:
     probe = files("sandstorm_provider_local").joinpath("_probe.py").read_text()
-    async with _bait(session) as (secret, port):
+    with _bait(session) as (secret, port):
         job = Job(
             argv=(python, "-I", "-S", "-c", probe, secret, str(port)),
             disk=16,
@@ -98,12 +97,12 @@ def _outside(pid: int, group: Cgroup | None) -> dict[str, bool]:
     return findings
 
 
-@asynccontextmanager
-async def _bait(session: Path) -> AsyncIterator[tuple[str, int]]:
+@contextmanager
+def _bait(session: Path) -> Iterator[tuple[str, int]]:
     """A secret that everybody on the host may read, and a listener on the host's loopback."""
     secret = session / f"secret-{secrets.token_hex(8)}"
     secret.write_text("secret")
-    os.chmod(secret, 0o644)
+    secret.chmod(0o644)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         try:
             yield str(secret), listener.getsockname()[1]

@@ -75,7 +75,7 @@ async def open_session(state_dir: str | None, bwrap: str | None) -> AsyncIterato
 
 
 class LocalSession:
-    """This machine as a connected account."""
+    """The local machine as a connected account."""
 
     def __init__(self, state: Path, directory: Path, bwrap: str | None, nursery: trio.Nursery) -> None:
         self._state = state
@@ -291,9 +291,7 @@ class LocalSession:
             raise
         return WorkArea(path=str(work), owner=record.uid)
 
-    def _box(
-        self, record: Record, area: WorkArea, lease: UidLease | None, group: Cgroup | None, env: dict[str, str]
-    ) -> Box:
+    def _box(self, record: Record, area: WorkArea, lease: UidLease | None, group: Cgroup | None, env: dict[str, str]) -> Box:
         def begin(box: Box, command: Command) -> LocalProcess:
             confinement = self._confinement
             if confinement is None:
@@ -396,11 +394,10 @@ class LocalSession:
 def _own_tasks() -> int:
     """Threads that this user has already: the kernel counts them together with those of a sandbox."""
     total, uid = 0, os.geteuid()
-    for name in os.listdir("/proc"):
-        if name.isdigit():
-            try:
-                if os.stat(f"/proc/{name}").st_uid == uid:
-                    total += len(os.listdir(f"/proc/{name}/task"))
-            except OSError:
-                continue
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if process.stat().st_uid == uid:
+                total += sum(1 for _ in (process / "task").iterdir())
+        except OSError:
+            continue
     return total

@@ -60,7 +60,7 @@ def state_directory(setting: str | None) -> Path:
     elif runtime and not root:
         path = Path(runtime) / "sandstorm"
     else:
-        path = Path("/tmp") / f"sandstorm-{os.geteuid()}"
+        path = Path("/tmp") / f"sandstorm-{os.geteuid()}"  # noqa: S108 - its owner and mode are checked
     # Root's sandboxes run as other users, who must get through to their own work area and see nothing on the way.
     mode = 0o711 if root else 0o700
     try:
@@ -93,7 +93,7 @@ class UidLease:
 
 
 def _lock_uid(directory: Path) -> tuple[int, int]:
-    start = random.randrange(_UIDS)
+    start = random.randrange(_UIDS)  # noqa: S311 - spreads, protects nothing
     for step in range(_UIDS):
         uid = _FIRST_UID + (start + step) % _UIDS
         fd = os.open(directory / str(uid), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -158,7 +158,11 @@ class Records:
         """Forgets a sandbox and deletes its files. Succeeds if there is none."""
         directory = self.directory(marker)
         with suppress(FileNotFoundError):
-            shutil.rmtree(directory, onerror=_make_writable)
+            try:
+                shutil.rmtree(directory)
+            except PermissionError:
+                _take_back(directory)
+                shutil.rmtree(directory)
 
     def stale(self, now: float) -> list[str]:
         """Markers of sandboxes whose router is dead and of which nothing is to be kept."""
@@ -169,18 +173,13 @@ class Records:
         ]
 
 
-def _make_writable(function: object, path: str, error: tuple[object, BaseException, object]) -> None:
-    """Programs may take permissions away from their own directories; the owner takes them back and tries again."""
-    if isinstance(error[1], FileNotFoundError):
-        return
-    parent = os.path.dirname(path)
-    for place in (parent, path):
-        if stat.S_ISDIR(os.lstat(place).st_mode):
-            os.chmod(place, 0o700)
-    if os.path.isdir(path) and not os.path.islink(path):
-        shutil.rmtree(path)
-    else:
-        os.unlink(path)
+def _take_back(top: Path) -> None:
+    """Makes directories accessible again of which a program took its own permissions away."""
+    for directory, names, _ in os.walk(top):
+        for name in names:
+            path = Path(directory, name)
+            if not path.is_symlink():
+                path.chmod(0o700)
 
 
 def new_session_directory(state: Path) -> Path:

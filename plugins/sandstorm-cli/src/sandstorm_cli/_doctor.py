@@ -19,9 +19,10 @@ from sandstorm_cli._import_name import CORE, IMPORT_NAME, core_version, foreign_
 from sandstorm_cli._terminal import emit_json, emit_pairs, waiting
 
 if TYPE_CHECKING:
-    from sandstorm_cli._store_probe import StoreProbe
+    from sandstorm import SettingsError
 
 OLDEST = (3, 11)
+_SQLITE = "sqlite:///"
 
 
 @attrs.frozen(kw_only=True)
@@ -103,47 +104,46 @@ def _owner() -> Iterator[Check]:
 
 
 def _client_checks(settings: str | None) -> Iterator[Check]:
-    from sandstorm import Sandstorm
-    from sandstorm_cli._store_probe import StoreProbe
+    from sandstorm import Sandstorm, SettingsError
 
-    probe = StoreProbe()
+    client = Sandstorm(settings=settings)
     try:
-        with Sandstorm(settings=settings, plugins=[(probe.name, probe)]) as client:
-            place = _settings_place(settings)
-            yield Check(name="settings", detail=f"{place} is valid" if place else "no file; the defaults apply")
-            yield _store_check(probe)
-            yield from _plugin_checks(client.plugins(), leave_out=probe.name)
+        setup = client.setup()
+    except SettingsError as exc:
+        yield _settings_failed(exc)
+        return
+    try:
+        with client:
+            yield Check(name="settings", detail=f"{setup.settings} is valid" if setup.settings else "no file; the defaults apply")
+            yield _store_check(setup.store)
+            yield from _plugin_checks(client.plugins())
             yield from _provider_checks(client.providers())
+    except SettingsError as exc:
+        yield _settings_failed(exc)
     except Exception as exc:
-        yield _start_failed(exc, probe.url)
+        yield _start_failed(exc, setup.store)
 
 
-def _store_check(probe: StoreProbe) -> Check:
-    if probe.read_only:
-        return Check(name="store", state="fail", detail=f"{probe.url} cannot be written", remedy="correct its permissions")
-    return Check(name="store", detail=f"{probe.url} opens and can be written")
+def _store_check(url: str) -> Check:
+    path = Path(url.removeprefix(_SQLITE))
+    if url.startswith(_SQLITE) and path.exists() and not os.access(path, os.W_OK):
+        return Check(name="store", state="fail", detail=f"{url} cannot be written", remedy="correct its permissions")
+    return Check(name="store", detail=f"{url} opens and can be written")
 
 
-def _settings_place(given: str | None) -> str | None:
-    """The settings file that applies, in the order in which the core looks; None where there is none."""
-    named = given or os.environ.get("SANDSTORM_SETTINGS")
-    config = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
-    found = (place for place in (Path("sandstorm.toml"), config / "sandstorm" / "sandstorm.toml") if place.exists())
-    return named or next((str(place) for place in found), None)
+def _settings_failed(exc: SettingsError) -> Check:
+    return Check(name="settings", state="fail", detail=message(exc), remedy=f"correct {exc.field}")
 
 
-def _start_failed(exc: Exception, store: str | None) -> Check:
-    field = getattr(exc, "field", "")
-    if store is not None:
+def _start_failed(exc: Exception, store: str) -> Check:
+    if getattr(exc, "field", "") == "store":
         return Check(name="store", state="fail", detail=f"{store}: {message(exc)}", remedy="correct `store` in the settings")
-    place = "settings" if type(exc).__name__ == "SettingsError" else "start"
-    remedy = f"correct {field}" if field else "see the reason; SANDSTORM_TRACEBACK=1 sandstorm providers shows where"
-    return Check(name=place, state="fail", detail=message(exc), remedy=remedy)
+    remedy = "see the reason; SANDSTORM_TRACEBACK=1 sandstorm providers shows where"
+    return Check(name="start", state="fail", detail=message(exc), remedy=remedy)
 
 
-def _plugin_checks(report: Any, leave_out: str) -> Iterator[Check]:
-    names = (plugin.name for plugin in report.loaded if plugin.name != leave_out)
-    yield Check(name="plugins", detail="loaded: " + ", ".join(names))
+def _plugin_checks(report: Any) -> Iterator[Check]:
+    yield Check(name="plugins", detail="loaded: " + ", ".join(plugin.name for plugin in report.loaded))
     for plugin in report.set_aside:
         detail = f"set aside: {plugin.reason}"
         remedy = f"update or uninstall {plugin.distribution or plugin.name}"

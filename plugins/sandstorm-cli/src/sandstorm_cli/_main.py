@@ -33,6 +33,9 @@ def _show_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
 @click.option("--version", is_flag=True, expose_value=False, is_eager=True, callback=_show_version, help="Show the version.")
 def cli() -> None:
     """Routes code to the right sandbox."""
+    from sandstorm_cli._log import show_warnings
+
+    show_warnings()
 
 
 def main(args: Sequence[str] | None = None) -> NoReturn:

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from rich.status import Status
 
 
+_STOP = signal.SIGUSR1
+"""Interrupts the run from the thread that hands out output. Unlike SIGINT, no shell starts its background jobs without it."""
+
+
 class Written(Protocol):
     """Bytes that the program wrote to one of its streams."""
 
@@ -129,6 +133,7 @@ class Relay:
         self._streams = {"stdout": sys.stdout.buffer, "stderr": sys.stderr.buffer}
         self.failed: OSError | None = None
         self._caller = threading.get_ident()
+        signal.signal(_STOP, signal.default_int_handler)
 
     def __call__(self, written: Written) -> None:
         """Writes one piece of output. Where that fails the run is interrupted, since nobody gets the rest."""
@@ -143,4 +148,4 @@ class Relay:
             self.failed = exc
             # What is still buffered must not fail again when the interpreter flushes it at its end.
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-            signal.pthread_kill(self._caller, signal.SIGINT)
+            signal.pthread_kill(self._caller, _STOP)
