@@ -96,9 +96,7 @@ def _version(count: int) -> Figure:
     command = Path(sysconfig.get_path("scripts")) / "sandstorm"
     if not command.exists():
         return Figure(name="sandstorm --version", value=0.0, unit="failed", target=150.0, detail="sandstorm-cli is not installed")
-    pairs = interleaved(
-        lambda: process_seconds([str(command), "--version"]), lambda: process_seconds(_python("pass")), count
-    )
+    pairs = interleaved(lambda: process_seconds([str(command), "--version"]), lambda: process_seconds(_python("pass")), count)
     return Figure(
         name="sandstorm --version",
         value=median(pairs.subject) * 1000,

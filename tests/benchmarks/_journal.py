@@ -7,7 +7,7 @@ import sqlite3
 import tempfile
 import time
 from collections.abc import Iterable
-from contextlib import AsyncExitStack, closing
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, closing
 from pathlib import Path
 from statistics import median
 
@@ -88,7 +88,7 @@ async def _run_seconds(engine: Engine) -> float:
     return time.perf_counter() - began
 
 
-def _engine(path: Path):
+def _engine(path: Path) -> AbstractAsyncContextManager[Engine]:
     settings = Settings(disable=installed_plugins())
     plugin = plugin_for(ReferenceProvider())
     return open_engine(settings, extra=[("reference", plugin)], store=SqliteStore(f"sqlite:///{path}"))

@@ -41,7 +41,9 @@ def main() -> int:
             traceback.print_exc()
     if given.json:
         rows = [{**attrs.asdict(figure), "met": figure.met} for figure in figures]
-        print(json.dumps({"python": platform.python_version(), "cpus": os.cpu_count(), "figures": rows, "broken": broken}, indent=2))
+        print(
+            json.dumps({"python": platform.python_version(), "cpus": os.cpu_count(), "figures": rows, "broken": broken}, indent=2)
+        )
     return 1 if broken else 0
 
 
@@ -53,11 +55,11 @@ def _measured(name: str, quick: bool) -> Iterator[Figure]:
 def _line(figure: Figure) -> str:
     verdict = {True: "ok", False: "MISSED", None: ""}[figure.met]
     if figure.unit == "failed":
-        return f"{figure.name:48} {'not measured':>14}   {figure.detail}"
+        return f"{figure.name:64} {'not measured':>14}   {figure.detail}"
     target = "" if figure.target is None else f"target {figure.target:g}"
     shown = f"{figure.value:.2f}" if figure.unit == "x" else f"{figure.value:.0f}"
     said = "; ".join(part for part in (f"baseline {figure.baseline}" if figure.baseline else "", figure.detail) if part)
-    return f"{figure.name:48} {shown:>8} {figure.unit:5} {target:11} {verdict:6}  {said}"
+    return f"{figure.name:64} {shown:>8} {figure.unit:5} {target:11} {verdict:6}  {said}"
 
 
 if __name__ == "__main__":

@@ -83,6 +83,8 @@ class Accounts:
                         self._refreshed.add(name)
                         self._store.keep_facts_nowait(name, self._facts[name])
                 known[name] = self._facts[name]
+        except trio.TooSlowError:
+            known[name] = ProviderDown(f"{name} did not answer within {CONNECT_SECONDS:g} s")
         except Exception as exc:
             known[name] = exc
 

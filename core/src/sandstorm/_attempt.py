@@ -19,7 +19,7 @@ from sandstorm._errors import (
     SandstormError,
 )
 from sandstorm._events import AttemptClosed, AttemptOpened, ProgramStarted, SandboxBound
-from sandstorm._journal import movement
+from sandstorm._journal import masked, movement
 from sandstorm._plan import Candidate, Plan
 from sandstorm._program import Program, with_files
 from sandstorm._quote import NANO, ZERO, cost
@@ -54,6 +54,17 @@ class Failed(Exception):
     def movable(self) -> bool:
         """Whether the next candidate may be tried, as far as the class of the error decides it."""
         return not isinstance(self.cause, CallerError) and getattr(self.cause, "failover", True)
+
+
+class GivenUp(Exception):
+    """The caller does not wait for the attempt any more: no fault of the provider's."""
+
+
+def given_up(exc: BaseException) -> Exception:
+    """What is written down of an attempt that ended by an exception of the router's or the caller's own."""
+    if isinstance(exc, trio.Cancelled):
+        return GivenUp("cancelled by the caller")
+    return exc if isinstance(exc, Exception) else GivenUp(f"cancelled by {type(exc).__name__}")
 
 
 @attrs.define
@@ -161,7 +172,7 @@ class Trial:
         self._set(
             state="ambiguous" if ambiguous else "absent" if nothing else "releasing",
             outcome=(Outcome.MAYBE_STARTED if failed.started else Outcome.NOT_STARTED).value,
-            error=_one_line(failed.cause),
+            error=masked(_one_line(failed.cause), self.secrets.values()),
             error_class=type(failed.cause).__name__,
         )
         with trio.CancelScope(shield=True):
@@ -252,7 +263,7 @@ class Trial:
         self.engine.background.start_soon(creating.finish)
         try:
             await creating.done.wait()
-        except trio.Cancelled:
+        except BaseException:
             self.abandoned = creating.abandoned = True
             if creating.done.is_set():  # both in one tick: nobody else will look at the answer
                 self.engine.background.start_soon(creating.undo)
@@ -260,8 +271,9 @@ class Trial:
         if creating.error is None and creating.made is not None:
             return creating.made
         assert creating.error is not None
-        maybe = starts and (isinstance(creating.error, Ambiguous) or not isinstance(creating.error, SandstormError))
-        raise Failed(creating.error, started=maybe or _lost(creating.error)) from creating.error
+        # Without a program in it, a create starts nothing, however it ends.
+        started = starts and (isinstance(creating.error, Ambiguous) or _lost(creating.error))
+        raise Failed(creating.error, started=started) from creating.error
 
     def _bound(self, sandbox: Sandbox) -> None:
         seconds = trio.current_time() - self.began
@@ -331,7 +343,7 @@ class Creating(Generic[Made]):
             await self.trial.fail(Failed(self.error or Ambiguous("cancelled"), started=False))
             return
         self.trial.sandbox = self.made[0] if isinstance(self.made, tuple) else self.made  # type: ignore[assignment]
-        await self.trial.fail(Failed(SandboxLost("cancelled"), started=isinstance(self.made, tuple)))
+        await self.trial.fail(Failed(GivenUp("cancelled by the caller"), started=isinstance(self.made, tuple)))
 
 
 def _lost(exc: Exception) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
@@ -35,22 +35,23 @@ class Results:
 
 
 @asynccontextmanager
-async def batch(engine: Engine, requests: Iterable[Request], concurrency: int) -> AsyncIterator[Results]:
-    """Runs the requests, at most `concurrency` at once; those under way are cancelled where the context ends first."""
+async def batch(
+    engine: Engine, tasks: Iterable[Task], request_of: Callable[[Task], Request], concurrency: int
+) -> AsyncIterator[Results]:
+    """Runs the tasks, at most `concurrency` at once; those under way are cancelled where the context ends first."""
     if concurrency < 1:
         raise InvalidInput("concurrency", "a whole number of tasks at once, at least 1", concurrency)
     send, receive = trio.open_memory_channel[Finished](concurrency)
-    pending = iter(requests)
+    pending = iter(tasks)
 
     async def work(send: trio.MemorySendChannel[Finished]) -> None:
         async with send:
-            for request in pending:
-                assert request.task is not None
+            for task in pending:
                 try:
-                    result: RunResult | Exception = await engine.run(request)
+                    result: RunResult | Exception = await engine.run(request_of(task))
                 except Exception as exc:
                     result = exc
-                await send.send((request.task, result))
+                await send.send((task, result))
 
     with collapsed():
         async with trio.open_nursery() as nursery, receive:

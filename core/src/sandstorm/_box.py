@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import attrs
 import trio
 
-from sandstorm._attempt import Failed, Trial
+from sandstorm._attempt import Failed, Trial, given_up
 from sandstorm._capture import KILL_SECONDS, capture
 from sandstorm._collapse import collapsed
 from sandstorm._errors import InvalidInput, OutcomeUnknown, RunFailed, SandboxGone, StreamLost
@@ -236,20 +236,26 @@ async def open_box(engine: Engine, request: Request) -> AsyncIterator[Box]:
     failed: list[Attempt] = []
     for number, ranked in enumerate(plan.candidates, 1):
         trial = engine.trial(plan, ranked, number, secrets)
-        await trial.open(row)
         try:
+            await trial.open(row)
             sandbox = await trial.create({})
         except Failed as failure:
             failed.append(await trial.fail(failure))
             if failure.movable:
                 continue
-            await engine.give_up(row, failure.cause)
-            raise failure.cause from failure
+            await engine.give_up(row, failure.cause, secrets)
+            raise failure.cause from None
+        except BaseException as exc:
+            with trio.CancelScope(shield=True):
+                if not trial.abandoned:
+                    await trial.fail(Failed(given_up(exc), started=False))
+                await engine.give_up(row, given_up(exc), secrets, "cancelled" if isinstance(exc, trio.Cancelled) else "failed")
+            raise
         async with _held(engine, trial, sandbox, row) as box:
             yield box
         return
     ended = RunFailed(failed, plan)
-    await engine.give_up(row, ended)
+    await engine.give_up(row, ended, secrets)
     raise ended
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import sniffio
 
-from sandstorm._collapse import collapsed
+from sandstorm._collapse import collapsed, same_error
 from sandstorm._loop import Held, Job, Loop
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class Direct:
             with collapsed():
                 return await self._context.__aexit__(kind, error, trace)
         except BaseException as exc:
-            if exc is error:
+            if error is not None and same_error(exc, error):
                 return False
             raise
 
@@ -73,9 +73,22 @@ class Direct:
         """The result of an async function of the engine."""
         return await function(*args)
 
-    def enter(self, context: Callable[[], AbstractAsyncContextManager[Value]]) -> AbstractAsyncContextManager[Value]:
-        """A context of the engine."""
-        return context()
+    @asynccontextmanager
+    async def enter(self, context: Callable[[], AbstractAsyncContextManager[Value]]) -> AsyncIterator[Value]:
+        """A context of the engine. What its block raises comes out as the same object."""
+        error: BaseException | None = None
+        try:
+            async with context() as value:
+                try:
+                    yield value
+                except BaseException as exc:
+                    error = exc
+                    raise
+        except BaseException as exc:
+            if error is None or not same_error(exc, error):
+                raise
+        if error is not None:
+            raise error
 
 
 class Threaded:
@@ -111,7 +124,8 @@ class Threaded:
 
         held = Held(self._loop, context)
         try:
-            yield await asyncio.wrap_future(held.entered)
+            # Shielded: cancelling the wait would else mark the context as entered, and its making would go on.
+            yield await asyncio.shield(asyncio.wrap_future(held.entered))
         finally:
             held.leave() if held.entered.done() else held.job.cancel()
             await _ended(held.job)

@@ -6,8 +6,8 @@ This module loads values only. The engine, and with it trio, pluggy, cattrs and 
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -180,14 +180,14 @@ class AsyncSandstorm(_Opened):
         from sandstorm._batch import batch
 
         where: Where = (spec, constraints, strategy, tenant)
-        requests = (self._request(task, where) for task in tasks)
-        async with self._bridge.enter(lambda: batch(self._engine, requests, concurrency)) as results:
+        async with self._bridge.enter(lambda: batch(self._engine, tasks, lambda task: self._request(task, where), concurrency)) as results:
 
-            async def finished() -> AsyncIterator[tuple[Task, RunResult | Exception]]:
+            async def finished() -> AsyncGenerator[tuple[Task, RunResult | Exception], None]:
                 while (item := await self._bridge.call(results.next)) is not None:
                     yield item
 
-            yield finished()
+            async with aclosing(finished()) as items:
+                yield items
 
     @asynccontextmanager
     async def sandbox(
@@ -418,8 +418,7 @@ class Sandstorm(_Opened):
 
         loop, engine = self._here()
         where: Where = (spec, constraints, strategy, tenant)
-        requests = (self._request(task, where) for task in tasks)
-        with _held(Held(loop, lambda: batch(engine, requests, concurrency))) as results:
+        with _held(Held(loop, lambda: batch(engine, tasks, lambda task: self._request(task, where), concurrency))) as results:
             while (item := loop.call(results.next)) is not None:
                 yield item
 

@@ -23,3 +23,14 @@ def collapsed() -> Iterator[None]:
         finally:
             error.__cause__, error.__context__, error.__suppress_context__ = saved
             del error, group
+
+
+def same_error(raised: BaseException, error: BaseException) -> bool:
+    """Whether `raised` groups the very same exceptions as `error`: nurseries wrap and copy what passes through."""
+    return raised is error or list(map(id, _leaves(raised))) == list(map(id, _leaves(error)))
+
+
+def _leaves(error: BaseException) -> list[BaseException]:
+    if not isinstance(error, BaseExceptionGroup):
+        return [error]
+    return [leaf for inner in error.exceptions for leaf in _leaves(inner)]

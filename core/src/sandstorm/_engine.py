@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from decimal import Decimal
 from secrets import token_hex
 
 import attrs
 import trio
 
 from sandstorm._accounts import Accounts
-from sandstorm._attempt import CREATE_SECONDS, Failed, Trial
+from sandstorm._attempt import CREATE_SECONDS, Failed, Trial, given_up
 from sandstorm._capture import Capture
 from sandstorm._constraints import Constraints
-from sandstorm._errors import InvalidInput, NoCandidate, OutcomeUnknown, RunFailed, SandboxLost, SandstormError
+from sandstorm._errors import InvalidInput, NoCandidate, OutcomeUnknown, RunFailed, SandstormError
 from sandstorm._events import Event, RunFinished, RunPlanned, RunRefused
 from sandstorm._journal import Recorder
 from sandstorm._languages import Languages
@@ -131,16 +132,19 @@ class Engine:
                 failed.append(await trial.fail(failure))
                 error = self._verdict(failure, failed, plan, listener)
                 if error is not None:
-                    await self.give_up(row, error)
+                    await self.give_up(row, error, secret_values)
                     raise error from (None if error is failure.cause else failure.cause)
-            except trio.Cancelled:
+            except BaseException as exc:
+                # Ctrl-C comes this way too, and what a store raises: the sandbox is released whatever it was.
+                state = "cancelled" if isinstance(exc, trio.Cancelled) else "failed"
                 with trio.CancelScope(shield=True):
                     if not trial.abandoned:
-                        await trial.fail(Failed(SandboxLost("cancelled by the caller"), started=trial.row.state == "started"))
-                    await self.give_up(row, SandboxLost("cancelled by the caller"), state="cancelled")
+                        await trial.fail(Failed(given_up(exc), started=trial.row.state == "started"))
+                    await self.give_up(row, given_up(exc), secret_values, state)
                 raise
-        ended = RunFailed(failed, plan)
-        await self.give_up(row, ended)
+        started = any(attempt.outcome is Outcome.MAYBE_STARTED for attempt in failed)
+        ended: Exception = OutcomeUnknown(failed, plan) if started else RunFailed(failed, plan)
+        await self.give_up(row, ended, secret_values)
         raise ended
 
     def _verdict(
@@ -270,17 +274,15 @@ class Engine:
                 cost=money,
             )
         )
-        attempt = trial.attempt
-        cost_open = result.cost_open
-        if attempt.open and money is not None and attempt.exposure is not None:
-            cost_open = max(ZERO, attempt.exposure - money)
-        return attrs.evolve(result, attempts=(*failed, attempt), cost_open=cost_open, total_seconds=trio.current_time() - began)
+        attempts = (*failed, trial.attempt)
+        total_seconds = trio.current_time() - began
+        return attrs.evolve(result, attempts=attempts, cost_open=_cost_open(attempts, money), total_seconds=total_seconds)
 
-    async def give_up(self, row: RunRow, error: Exception, state: str = "failed") -> None:
+    async def give_up(self, row: RunRow, error: Exception, secrets: Mapping[str, str], state: str = "failed") -> None:
         """Writes down that a run has no result, and why."""
         if isinstance(error, OutcomeUnknown):
             state = "unknown"
-        ended = attrs.evolve(row, state=state, result=self.recorder.error(error))
+        ended = attrs.evolve(row, state=state, result=self.recorder.error(error, secrets.values()))
         with trio.CancelScope(shield=True):
             await self.store.finish(ended, None, ())
 
@@ -308,6 +310,23 @@ class Engine:
         self.sinks.put_nowait(event)
 
 
+def _cost_open(attempts: Sequence[Attempt], cost: Decimal | None) -> Decimal | None:
+    """The most that open attempts may still add; `cost` is that of the last one so far. None where unknown."""
+    exposures = [attempt.exposure for attempt in attempts if attempt.open]
+    if cost is None or None in exposures:
+        return None
+    booked = cost if attempts[-1].open else ZERO
+    return max(ZERO, sum(filter(None, exposures), ZERO) - booked)
+
+
+async def _outliving(task_status: trio.TaskStatus[trio.Nursery]) -> None:
+    """A nursery that a cancellation of the client does not reach: releasing sandboxes needs its sessions."""
+    with trio.CancelScope(shield=True):
+        async with trio.open_nursery() as nursery:
+            task_status.started(nursery)
+            await trio.sleep_forever()
+
+
 CLOSE_SECONDS = 60.0
 """How long closing waits for creates under way and destroys; what is left then is in the journal."""
 
@@ -325,31 +344,37 @@ async def open_engine(
     store = store or plugins.store(settings.store or default_store_url())
     providers: tuple[Provider, ...] = plugins.providers()
     planner = Planner(providers=providers, plugins=plugins, strategies=plugins.strategies(), invited=tuple(settings.providers))
-    async with store.open(), trio.open_nursery() as sessions:
-        accounts = Accounts(providers, sessions, store, wall)
-        accounts.restore(await store.facts())
-        sinks = Sinks(plugins.sinks())
-        sessions.start_soon(sinks.deliver)
-        observatory = Observatory()
-        observatory.restore(await store.observations())
-        with trio.CancelScope() as closing:
-            async with trio.open_nursery() as background:
-                engine = Engine(
-                    settings=settings,
-                    plugins=plugins,
-                    planner=planner,
-                    store=store,
-                    accounts=accounts,
-                    languages=plugins.languages(),
-                    sinks=sinks,
-                    background=background,
-                    wall=wall,
-                    recorder=Recorder(settings.keep),
-                    observatory=observatory,
-                )
-                try:
-                    yield engine
-                finally:
-                    closing.deadline = trio.current_time() + CLOSE_SECONDS
-        await sinks.close()
-        sessions.cancel_scope.cancel()
+    async with store.open(), trio.open_nursery() as outer:
+        sessions = await outer.start(_outliving)
+        try:
+            accounts = Accounts(providers, sessions, store, wall)
+            accounts.restore(await store.facts())
+            sinks = Sinks(plugins.sinks())
+            sessions.start_soon(sinks.deliver)
+            observatory = Observatory()
+            observatory.restore(await store.observations())
+            try:
+                with trio.CancelScope() as closing:
+                    async with trio.open_nursery() as background:
+                        engine = Engine(
+                            settings=settings,
+                            plugins=plugins,
+                            planner=planner,
+                            store=store,
+                            accounts=accounts,
+                            languages=plugins.languages(),
+                            sinks=sinks,
+                            background=background,
+                            wall=wall,
+                            recorder=Recorder(settings.keep),
+                            observatory=observatory,
+                        )
+                        try:
+                            yield engine
+                        finally:
+                            closing.deadline = trio.current_time() + CLOSE_SECONDS
+            finally:
+                with trio.CancelScope(shield=True):
+                    await sinks.close()
+        finally:
+            sessions.cancel_scope.cancel()

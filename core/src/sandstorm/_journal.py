@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from decimal import Decimal
 
 import attrs
@@ -61,9 +61,9 @@ class Recorder:
             cost=result.cost,
         )
 
-    def error(self, error: Exception) -> str:
-        """What is stored of a run that has no result."""
-        return json.dumps({"error": {"class": type(error).__name__, "message": str(error)}})
+    def error(self, error: Exception, secrets: Iterable[str]) -> str:
+        """What is stored of a run that has no result; the values of secrets are masked in it."""
+        return json.dumps({"error": {"class": type(error).__name__, "message": masked(str(error), secrets)}})
 
     def _request(self, request: Request) -> Request:
         if self.keep == "everything":
@@ -87,6 +87,14 @@ class Recorder:
             if secret:
                 data = data.replace(secret.encode(), MASK)
         return data
+
+
+def masked(text: str, secrets: Iterable[str]) -> str:
+    """The text without the values of secrets, which vendors' errors may quote."""
+    for secret in secrets:
+        if secret:
+            text = text.replace(secret, MASK.decode())
+    return text
 
 
 def title(request: Request) -> str:

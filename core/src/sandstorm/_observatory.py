@@ -6,12 +6,16 @@ import json
 from collections import deque
 from collections.abc import Iterable
 
+from sandstorm._errors import CallerError
 from sandstorm._events import AttemptClosed, Event, ProgramStarted
 from sandstorm._knowledge import Knowledge, Observed
 from sandstorm._store import Observation
 
 WINDOW = 64
 """Observations kept for each key: recent enough to follow a vendor's day, enough for a 95th percentile."""
+
+NOT_ITS_FAULT = frozenset(kind.__name__ for kind in CallerError.__subclasses__()) | {"GivenUp"}
+"""Classes of errors that say nothing about the provider that they met."""
 
 Key = tuple[str, str, str]
 
@@ -41,7 +45,7 @@ class Observatory:
             seen = self._starts.setdefault(key, deque(maxlen=WINDOW))
             seen.append(event.seconds)
             return self._changed(("start", *key), seen)
-        if isinstance(event, AttemptClosed):
+        if isinstance(event, AttemptClosed) and event.error not in NOT_ITS_FAULT:
             key = (event.provider, event.offer, "")
             failed = self._failures.setdefault(key, deque(maxlen=WINDOW))
             failed.append(int(event.error is not None))

@@ -18,6 +18,9 @@ from sandstorm._quote import Quote, Usage, quote
 from sandstorm._spec import isolation_rank
 from sandstorm.provider import Provider
 
+SHORTEST_SECONDS = 0.1
+"""No program is predicted to take less: prices are quoted for a time, and a sandbox takes some to start."""
+
 STALE_DAYS = 60
 """Prices that were checked longer ago are named as such wherever they decide."""
 
@@ -135,9 +138,10 @@ class Planner:
         strategy = self.strategies[request.strategy]
         try:
             ranked = tuple(strategy.rank(request, tuple(candidates), knowledge))
+            returned = {id(r.candidate) for r in ranked}
         except Exception as exc:
             raise PluginError(strategy.name, "rank", f"{type(exc).__name__}: {exc}") from exc
-        if len(ranked) != len(candidates) or {id(r.candidate) for r in ranked} != {id(c) for c in candidates}:
+        if len(ranked) != len(candidates) or returned != {id(c) for c in candidates}:
             raise PluginError(strategy.name, "rank", "it did not return each candidate exactly once")
         prefer = request.constraints.prefer
         if prefer:
@@ -155,7 +159,7 @@ def _usage(request: Request, knowledge: Knowledge) -> Usage:
         return Usage(seconds=request.lifetime, limit=request.lifetime)
     seen = knowledge.durations.get(request.spec.environment.language or "")
     timeout = request.task.timeout
-    return Usage(seconds=timeout if seen is None else min(seen, timeout), limit=request.lifetime)
+    return Usage(seconds=timeout if seen is None else min(max(seen, SHORTEST_SECONDS), timeout), limit=request.lifetime)
 
 
 def _offers(provider: Provider, request: Request, facts: Facts) -> Sequence[Offer | Declined]:

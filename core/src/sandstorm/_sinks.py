@@ -22,12 +22,12 @@ class Sinks:
     """The sinks of one engine."""
 
     def __init__(self, sinks: Sequence[Sink]) -> None:
-        self._queues = [(sink, *trio.open_memory_channel[Event](QUEUE)) for sink in sinks]
+        self._queues = [(sink, *trio.open_memory_channel[Event](QUEUE), trio.Event()) for sink in sinks]
         self.dropped: dict[str, int] = {}
 
     def put_nowait(self, event: Event) -> None:
         """Queues an event for every sink; one whose queue is full loses it, loudly."""
-        for sink, send, _ in self._queues:
+        for sink, send, _, _ in self._queues:
             try:
                 send.send_nowait(event)
             except trio.WouldBlock:
@@ -38,28 +38,34 @@ class Sinks:
     async def deliver(self) -> None:
         """Hands events on until it is cancelled. A sink that raises loses that batch, loudly."""
         async with trio.open_nursery() as nursery:
-            for sink, _, receive in self._queues:
-                nursery.start_soon(self._deliver, sink, receive)
+            for sink, _, receive, drained in self._queues:
+                nursery.start_soon(self._deliver, sink, receive, drained)
 
     async def close(self) -> None:
-        """Hands on what is queued and lets every sink flush, within a deadline."""
-        for sink, _, receive in self._queues:
-            with trio.move_on_after(FLUSH_SECONDS, shield=True) as scope:
-                try:
-                    await self._drain(sink, receive)
-                    await sink.flush()
-                except Exception:
-                    _log.exception("sink %s failed", sink.name)
-            if scope.cancelled_caught:
-                _log.warning("sink %s did not flush within %g s", sink.name, FLUSH_SECONDS)
+        """Waits until what is queued was handed on, and lets every sink flush, within a deadline."""
+        async with trio.open_nursery() as nursery:
+            for sink, send, _, drained in self._queues:
+                send.close()
+                nursery.start_soon(self._flush, sink, drained)
 
-    async def _deliver(self, sink: Sink, receive: trio.MemoryReceiveChannel[Event]) -> None:
+    async def _flush(self, sink: Sink, drained: trio.Event) -> None:
+        with trio.move_on_after(FLUSH_SECONDS) as scope:
+            await drained.wait()
+            try:
+                await sink.flush()
+            except Exception:
+                _log.exception("sink %s failed", sink.name)
+        if scope.cancelled_caught:
+            _log.warning("sink %s did not flush within %g s", sink.name, FLUSH_SECONDS)
+
+    async def _deliver(self, sink: Sink, receive: trio.MemoryReceiveChannel[Event], drained: trio.Event) -> None:
         async for event in receive:
             try:
                 await sink.receive([event])
                 await self._drain(sink, receive)
             except Exception:
                 _log.exception("sink %s failed", sink.name)
+        drained.set()
 
     async def _drain(self, sink: Sink, receive: trio.MemoryReceiveChannel[Event]) -> None:
         batch = []
