@@ -63,8 +63,19 @@ def test_fractions_are_rounded_up() -> None:
     assert cost(card(Rate(resource="sandbox", usd=Decimal("1E-12"))), OFFER, 1.0, 1.0) == Decimal("1E-9")
 
 
+def test_absurd_time() -> None:
+    """A time beyond all reason has a price beyond all reason, so that `max_cost` can refuse it."""
+    assert cost(card(Rate(resource="sandbox", usd=Decimal("0.001"))), OFFER, 1e100, 1.0) == Decimal("1E+97")
+
+
 @settings(max_examples=100, deadline=None)
-@given(rate_cards, offers, st.floats(0, 1e6), st.floats(0, 1e6), st.floats(0, 1))
+@given(
+    rate_cards.filter(lambda card: card.rounding == 0 or card.rounding >= 1e-9),
+    offers,
+    st.floats(0, 1e6),
+    st.floats(0, 1e6),
+    st.floats(0, 1),
+)
 def test_figures_are_in_order(rates: RateCard, offer: Offer, one: float, other: float, utilisation: float) -> None:
     """Low is at most expected and expected at most high, wherever the predicted time is within the limit."""
     usage = Usage(seconds=min(one, other), limit=max(one, other), utilisation=utilisation)

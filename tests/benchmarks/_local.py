@@ -22,8 +22,8 @@ PROGRAM = ("python3", "-I", "-S", "-c", "print(1)")
 TARGET = 1.35
 WARM_UP = 5
 PAUSE_SECONDS = 0.1
-"""Before each measurement of the second rhythm. Joining a cgroup waits for an RCU grace period of several milliseconds,
-unless another process joined one within the last: runs in a row pay that or not by chance, and runs apart always do."""
+"""Before each measurement of the second rhythm. Joining a cgroup took several milliseconds longer where no other process
+had joined one just before: runs in a row pay that or not by chance, and runs apart always do. The cause is not traced."""
 
 
 def measure(quick: bool) -> Iterable[Figure]:

@@ -49,12 +49,13 @@ class Recorder:
             stderr=self._output(result.stderr, secrets),
             outputs={path: self._output(data, secrets) for path, data in result.outputs.items()},
             artifacts=() if self.keep == "nothing" else result.artifacts,
-            plan=attrs.evolve(result.plan, request=self._request(result.plan.request)),
         )
+        # Without the plan, which the row has already: encoding it is the larger part of the work.
+        document = {field.name: getattr(kept, field.name) for field in attrs.fields(RunResult) if field.name != "plan"}
         return attrs.evolve(
             row,
             state="finished",
-            result=to_json(kept),
+            result=to_json(document),
             provider=result.provider,
             exit=result.exit.status,
             seconds=result.total_seconds,

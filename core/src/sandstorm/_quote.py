@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from datetime import date
-from decimal import Decimal
+from decimal import ROUND_CEILING, Context, Decimal
 
 import attrs
 
@@ -12,6 +12,8 @@ from sandstorm._offer import Offer, RateCard
 
 ZERO = Decimal(0)
 NANO = Decimal("1E-9")
+_WIDE = Context(prec=400, rounding=ROUND_CEILING)
+"""Digits for any float: an absurd timeout gives an absurd price, which `max_cost` refuses, and no exception."""
 ASSUMED_UTILISATION = 0.5
 """Share of the machine in use that the expected figure assumes where a vendor bills use; low is 0 and high is 1."""
 
@@ -84,7 +86,7 @@ def cost(card: RateCard, offer: Offer, seconds: float, utilisation: float) -> De
             continue
         share = utilisation if rate.basis in ("used", "active") else 1.0
         total += rate.usd * Decimal(repr(_amount(rate.resource, offer) * billed * share))
-    return total.quantize(NANO, rounding="ROUND_CEILING")
+    return total.quantize(NANO, context=_WIDE)
 
 
 def _amount(resource: str, offer: Offer) -> float:

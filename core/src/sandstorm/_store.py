@@ -79,7 +79,7 @@ class RunRow:
         title: What people see in a list: the language or the command.
         request: JSON of the `Request`, as far as the setting `keep` allows.
         plan: JSON of the `Plan`, likewise; None until it is made.
-        result: JSON of the `RunResult` or of the error; None until it ended.
+        result: JSON of the `RunResult` without its plan, or of the error; None until it ended.
         provider: The account that ran it, or None.
         exit: The exit status in the shell's convention, or None.
         seconds: From the call to the result, or None.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from decimal import Decimal
 
 import attrs
@@ -46,11 +46,7 @@ class Cheapest:
         known = [candidate for candidate in candidates if candidate.quote.expected is not None]
         known.sort(key=lambda candidate: (candidate.quote.expected, *_stable(candidate)))
         ranked: list[Ranked] = []
-        while known:
-            lowest = known[0].quote.expected or Decimal(0)
-            tied = [candidate for candidate in known if (candidate.quote.expected or Decimal(0)) <= lowest * NEAR_TIE]
-            known = known[len(tied) :]
-            tied.sort(key=lambda candidate: (_start(candidate), *_stable(candidate)))
+        for tied in _near_ties(known):
             ranked += [Ranked(candidate, self._reason(candidate, len(tied) > 1)) for candidate in tied]
         unknown = [candidate for candidate in candidates if candidate.quote.expected is None]
         unknown.sort(key=lambda candidate: (_start(candidate), *_stable(candidate)))
@@ -60,6 +56,22 @@ class Cheapest:
         cost = candidate.quote.expected
         reason = f"expected to cost {_dollars(cost)}" if cost else "nothing is charged for it"
         return f"{reason}; of those within 5 %, by its start in {_seconds(candidate.latency.p95)}" if tied else reason
+
+
+def _near_ties(known: Sequence[Candidate]) -> Iterator[list[Candidate]]:
+    """Candidates in groups of about equal cost, cheapest group first, each by how soon it is predicted to start."""
+    group: list[Candidate] = []
+    most = Decimal(0)
+    for candidate in known:
+        expected = candidate.quote.expected or Decimal(0)
+        if group and expected > most:
+            yield sorted(group, key=lambda c: (_start(c), *_stable(c)))
+            group = []
+        if not group:
+            most = expected * NEAR_TIE
+        group.append(candidate)
+    if group:
+        yield sorted(group, key=lambda c: (_start(c), *_stable(c)))
 
 
 @attrs.frozen
