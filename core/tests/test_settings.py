@@ -58,7 +58,6 @@ def test_everything_that_a_file_may_say(tmp_path: Path) -> None:
         store = "sqlite:////tmp/x.db"
         providers = ["local"]
         keep = "results"
-        keep_days = 30
         require = ["e2b"]
         disable = ["modal"]
         [plugins.local]
@@ -67,7 +66,7 @@ def test_everything_that_a_file_may_say(tmp_path: Path) -> None:
     )
     read = load_settings(place)
     assert (read.strategy, read.store, read.providers) == ("balanced", "sqlite:////tmp/x.db", ("local",))
-    assert (read.keep, read.keep_days, read.disable) == ("results", 30.0, ("modal",))
+    assert (read.keep, read.disable) == ("results", ("modal",))
     assert read.required == {"local", "e2b"}
     assert str(read.plugins["local"]["since"]) == "2025-01-31"
 
@@ -80,7 +79,6 @@ def test_everything_that_a_file_may_say(tmp_path: Path) -> None:
         ("keep = 'all'", "sandstorm.toml: keep: expected one of everything, results, nothing, got 'all'"),
         ("providers = 'local'", "sandstorm.toml: providers: expected a list of accounts, got 'local'"),
         ("providers = ['a', 1]", "sandstorm.toml: providers[1]: expected text, got 1"),
-        ("keep_days = 0", "sandstorm.toml: keep_days: expected a number of days above 0, got 0.0"),
         ("plugins = 3", "sandstorm.toml: plugins: expected a table of names and values, got 3"),
         ("plugins.local = 3", "sandstorm.toml: plugins.local: expected a table of names and values, got 3"),
         ("path = 'x'", "sandstorm.toml: path: expected a key that exists, got 'path'"),
@@ -134,7 +132,7 @@ def test_settings_errors_are_input_errors() -> None:
         settings_of({"keep": 1})
 
 
-_keys = st.sampled_from(["strategy", "store", "providers", "keep", "keep_days", "require", "disable", "plugins", "path"])
+_keys = st.sampled_from(["strategy", "store", "providers", "keep", "require", "disable", "plugins", "path"])
 
 
 @given(st.dictionaries(_keys | st.text(max_size=5), strategies.json_values, max_size=6))

@@ -9,6 +9,7 @@ with Sandstorm() as sandstorm, sandstorm.sandbox() as box:
     with box.exec("sort", "data/numbers.txt") as running:
         for output in running:
             sys.stdout.write(output.data.decode())
-    assert running.exit is not None and running.exit.ok
+    assert running.exit is not None
+    assert running.exit.ok
     box.run("open('total.txt', 'w').write(str(sum(int(n) for n in open('data/numbers.txt'))))", language="python")
     print("total:", box.download("total.txt").decode())

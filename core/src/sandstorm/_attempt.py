@@ -79,6 +79,7 @@ class Trial:
     began: float = attrs.field(factory=trio.current_time)
     sandbox: Sandbox | None = None
     abandoned: bool = False
+    spent: Decimal | None = ZERO
 
     # --- steps -------------------------------------------------------------------------------------------
 
@@ -147,7 +148,7 @@ class Trial:
             raise Failed(exc, started=True) from exc
         return found
 
-    async def release(self, cost: Decimal | None) -> None:
+    async def release(self) -> None:
         """Destroys the sandbox, shielded and bounded; what could not be destroyed stays open in the journal.
 
         The reservation is released, and the cost settled, only with a confirmed destroy.
@@ -161,7 +162,7 @@ class Trial:
                 self.engine.log.warning("%s: could not destroy %s: %s", self.row.provider, self.sandbox.id, exc)
             else:
                 self._set(state="released")
-                await self.engine.store.update(self.row, self._settled(cost), durable=False)
+                await self.engine.store.update(self.row, self._settled(self.spent), durable=False)
         if scope.cancelled_caught:
             self.engine.log.warning("%s: no answer to the destroy of %s", self.row.provider, self.sandbox.id)
 
@@ -175,9 +176,11 @@ class Trial:
             error=masked(_one_line(failed.cause), self.secrets.values()),
             error_class=type(failed.cause).__name__,
         )
+        if self.sandbox is not None:
+            self.spent = self.cost()
         with trio.CancelScope(shield=True):
             await self.engine.store.update(self.row, self._settled(ZERO) if nothing else (), durable=True)
-        await self.release(self.cost())
+        await self.release()
         self.closed()
         return self.attempt
 
@@ -199,6 +202,7 @@ class Trial:
             start_seconds=row.start_seconds,
             open=row.state not in ("released", "absent"),
             exposure=row.exposure,
+            cost=self.spent,
         )
 
     def cost(self) -> Decimal | None:
@@ -216,7 +220,8 @@ class Trial:
         return cost(provider.rates, self.candidate.offer, seconds, self.candidate.quote.usage.utilisation)
 
     def finish(self) -> None:
-        """Marks the result as known and the release as begun."""
+        """Marks the result as known and the release as begun; what is spent until now is what it cost."""
+        self.spent = self.cost()
         self._set(state="releasing", outcome=Outcome.FINISHED.value)
 
     def closed(self) -> None:

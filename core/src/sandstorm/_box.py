@@ -268,12 +268,11 @@ async def _held(engine: Engine, trial: Trial, sandbox: Sandbox, row: RunRow) -> 
     finally:
         box.close()
         with trio.CancelScope(shield=True):
-            money = trial.cost()
             trial.finish()
             seconds = trio.current_time() - began
-            ended = attrs.evolve(row, state="finished", provider=box.provider, seconds=seconds, cost=money)
+            ended = attrs.evolve(row, state="finished", provider=box.provider, seconds=seconds, cost=trial.spent)
             await engine.store.finish(ended, trial.row, ())
-            await trial.release(money)
+            await trial.release()
         trial.closed()
 
 

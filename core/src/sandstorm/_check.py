@@ -29,8 +29,12 @@ def money(field: str) -> Callable[[Any], Decimal | None]:
     return convert
 
 
+MOST = 1e12
+"""No figure of ours is larger: beyond, sums and prices would overflow."""
+
+
 def number(field: str, expected: str, *, low: float = 0.0, above: bool = False, optional: bool = False) -> Callable[[Any], Any]:
-    """A converter to a finite float of at least `low` (or above it)."""
+    """A converter to a float of at least `low` (or above it) and at most `MOST`."""
 
     def convert(value: Any) -> float | None:
         if value is None and optional:
@@ -40,7 +44,7 @@ def number(field: str, expected: str, *, low: float = 0.0, above: bool = False, 
                 result = float(value)
             except OverflowError:
                 result = math.inf
-            if math.isfinite(result) and (result > low if above else result >= low):
+            if result <= MOST and (result > low if above else result >= low):
                 return result
         raise InvalidInput(field, expected, value)
 

@@ -180,7 +180,9 @@ class AsyncSandstorm(_Opened):
         from sandstorm._batch import batch
 
         where: Where = (spec, constraints, strategy, tenant)
-        async with self._bridge.enter(lambda: batch(self._engine, tasks, lambda task: self._request(task, where), concurrency)) as results:
+        async with self._bridge.enter(
+            lambda: batch(self._engine, tasks, lambda task: self._request(task, where), concurrency)
+        ) as results:
 
             async def finished() -> AsyncGenerator[tuple[Task, RunResult | Exception], None]:
                 while (item := await self._bridge.call(results.next)) is not None:

@@ -89,7 +89,7 @@ class Engine:
             spec = fitted(spec, task, self.languages)
             program(task, self.languages, "")
         return Request(
-            id=f"{int(self.wall() * 1000):011x}{token_hex(5)}",
+            id=f"{int(self.wall() * 1_000_000):014x}{token_hex(5)}",
             task=task,
             spec=spec,
             constraints=constraints,
@@ -147,9 +147,7 @@ class Engine:
         await self.give_up(row, ended, secret_values)
         raise ended
 
-    def _verdict(
-        self, failure: Failed, failed: Sequence[Attempt], plan: Plan, listener: Listener | None
-    ) -> Exception | None:
+    def _verdict(self, failure: Failed, failed: Sequence[Attempt], plan: Plan, listener: Listener | None) -> Exception | None:
         """What the caller is told of a failed attempt; None where the next candidate is tried."""
         assert plan.request.task is not None
         if listener is not None and listener.error is not None:
@@ -234,8 +232,9 @@ class Engine:
         now = trio.current_time()
         start = trial.row.start_seconds
         run_seconds = now - started if start is None else max(0.0, now - trial.began - start)
-        money = trial.cost()
         trial.finish()
+        attempts = (*failed, trial.attempt)
+        money = total_cost(attempts)
         offer = trial.candidate.offer
         result = RunResult(
             id=row.id,
@@ -251,14 +250,14 @@ class Engine:
             total_seconds=now - began,
             run_seconds=run_seconds,
             cost=money,
-            cost_open=ZERO if money is not None else None,
-            attempts=(*failed, trial.attempt),
+            cost_open=open_cost(attempts),
+            attempts=attempts,
             plan=trial.plan,
         )
         with trio.CancelScope(shield=True):
             done = self.recorder.finished(row, result, tuple(trial.secrets.values()))
             await self.store.finish(done, trial.row, ())
-            await trial.release(money)
+            await trial.release()
         trial.closed()
         language = trial.plan.request.spec.environment.language
         if language is not None:
@@ -276,7 +275,7 @@ class Engine:
         )
         attempts = (*failed, trial.attempt)
         total_seconds = trio.current_time() - began
-        return attrs.evolve(result, attempts=attempts, cost_open=_cost_open(attempts, money), total_seconds=total_seconds)
+        return attrs.evolve(result, attempts=attempts, cost_open=open_cost(attempts), total_seconds=total_seconds)
 
     async def give_up(self, row: RunRow, error: Exception, secrets: Mapping[str, str], state: str = "failed") -> None:
         """Writes down that a run has no result, and why."""
@@ -310,13 +309,18 @@ class Engine:
         self.sinks.put_nowait(event)
 
 
-def _cost_open(attempts: Sequence[Attempt], cost: Decimal | None) -> Decimal | None:
-    """The most that open attempts may still add; `cost` is that of the last one so far. None where unknown."""
-    exposures = [attempt.exposure for attempt in attempts if attempt.open]
-    if cost is None or None in exposures:
+def total_cost(attempts: Sequence[Attempt]) -> Decimal | None:
+    """What all attempts have cost so far, or None where a price is unknown."""
+    costs = [attempt.cost for attempt in attempts]
+    return None if None in costs else sum(filter(None, costs), ZERO)
+
+
+def open_cost(attempts: Sequence[Attempt]) -> Decimal | None:
+    """The most that open attempts may still add, or None where a price is unknown."""
+    left = [(attempt.exposure, attempt.cost) for attempt in attempts if attempt.open]
+    if any(exposure is None or cost is None for exposure, cost in left):
         return None
-    booked = cost if attempts[-1].open else ZERO
-    return max(ZERO, sum(filter(None, exposures), ZERO) - booked)
+    return sum((max(ZERO, (exposure or ZERO) - (cost or ZERO)) for exposure, cost in left), ZERO)
 
 
 async def _outliving(task_status: trio.TaskStatus[trio.Nursery]) -> None:

@@ -204,8 +204,8 @@ class OutcomeUnknown(SandstormError):
     """The program may have started, and its result cannot be had. It is not started again unless `effects` allow it."""
 
     def __init__(self, attempts: Sequence[Attempt], plan: Plan) -> None:
-        last = attempts[-1]
-        super().__init__(f"the program may have run on {last.provider}, and its result is lost: {last.error}")
+        lost = next((attempt for attempt in reversed(attempts) if attempt.outcome.value == "maybe-started"), attempts[-1])
+        super().__init__(f"the program may have run on {lost.provider}, and its result is lost: {lost.error}")
         self.attempts = tuple(attempts)
         self.plan = plan
 

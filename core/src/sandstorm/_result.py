@@ -76,6 +76,7 @@ class Attempt:
         start_seconds: From the call of create to the program running, or None.
         open: Whether something of it may still exist at the vendor.
         exposure: The most in US dollars that it can cost, or None where the price is unknown.
+        cost: US dollars that it has cost so far, or None where the price is unknown.
     """
 
     provider: str
@@ -89,6 +90,7 @@ class Attempt:
     start_seconds: float | None = None
     open: bool = False
     exposure: Decimal | None = None
+    cost: Decimal | None = None
 
 
 @attrs.frozen(kw_only=True)
@@ -108,7 +110,7 @@ class RunResult:
         isolation_detail: One sentence about it.
         total_seconds: From the call to the result.
         run_seconds: From the program's start to its end.
-        cost: US dollars so far, or None where the price is unknown.
+        cost: US dollars so far for every attempt, or None where a price is unknown.
         cost_open: The most that may still be added, or None where unknown.
         cost_basis: `estimated`, `metered` or `billed`.
         attempts: Every try, in order.

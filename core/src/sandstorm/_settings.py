@@ -9,7 +9,7 @@ from typing import Any
 
 import attrs
 
-from sandstorm._check import number, one_of, table, text, texts
+from sandstorm._check import one_of, table, text, texts
 from sandstorm._errors import InvalidInput, SettingsError
 
 FILE = "sandstorm.toml"
@@ -29,8 +29,7 @@ class Settings:
         strategy: The routing strategy of runs that name none.
         store: The URL of the store, or None for the SQLite file of `default_store_url`.
         providers: Accounts that take part by name, so that those that do so by invitation only do.
-        keep: What is stored of code and output: `everything`, `results` (no code, no output) or `nothing`.
-        keep_days: Days for which it is stored, or None for good.
+        keep: What is stored of code and output: `everything`; `results`: no code, input, files and environment; `nothing`: no output either.
         require: Plugins that must load, beside those that have a table.
         disable: Plugins that are not loaded.
         plugins: The table of each plugin, by its name.
@@ -41,9 +40,6 @@ class Settings:
     store: str | None = attrs.field(default=None, converter=text("store", "the URL of a store", optional=True, filled=True))
     providers: tuple[str, ...] = attrs.field(default=(), converter=texts("providers", "a list of accounts"))
     keep: str = attrs.field(default="everything", converter=one_of("keep", "everything", "results", "nothing"))
-    keep_days: float | None = attrs.field(
-        default=None, converter=number("keep_days", "a number of days above 0", above=True, optional=True)
-    )
     require: tuple[str, ...] = attrs.field(default=(), converter=texts("require", "a list of plugins"))
     disable: tuple[str, ...] = attrs.field(default=(), converter=texts("disable", "a list of plugins"))
     plugins: dict[str, dict[str, Any]] = attrs.field(factory=dict, converter=table("plugins", _plugin_table))

@@ -169,9 +169,7 @@ class SandboxSpec:
         default=None, converter=number("idle_timeout", "a number of seconds above 0", above=True, optional=True)
     )
     labels: dict[str, str] = attrs.field(factory=dict, converter=table("labels", lambda where, value: text(where)(value)))
-    environment: Environment = attrs.field(
-        factory=Environment, converter=_instance("environment", Environment, "an Environment")
-    )
+    environment: Environment = attrs.field(factory=Environment, converter=_instance("environment", Environment, "an Environment"))
     provider_options: dict[str, dict[str, Any]] = attrs.field(factory=dict, converter=table("provider_options", _options))
 
     def __attrs_post_init__(self) -> None:
