@@ -4,8 +4,8 @@ from sandstorm import RunResult, Sandstorm, Task
 
 tasks = [Task(code=f"print({n} ** 2)", language="python", effects="none") for n in range(5)]
 with Sandstorm() as sandstorm:
-    total = 0
     for task, result in sandstorm.map(tasks, concurrency=2):
         if isinstance(result, RunResult):
-            total += int(result.text)
-    print("sum of squares:", total)
+            print(task.code, "gave", result.text.strip())
+        else:
+            print(task.code, "failed:", result)

@@ -66,7 +66,7 @@ def test_hello_prints_the_program_and_then_where_why_how_long_cost_and_isolation
     assert done.returncode == 0, done.stderr.decode()
     assert done.stdout.startswith(b"Hello from a sandbox.\n")
     said = done.stderr.decode().lower()
-    for word in ("local", "no charge", "namespaces", "shared host kernel", " s"):
+    for word in ("local", "nothing is charged", "namespaces", "shared host kernel", " s"):
         assert word in said, (word, said)
 
 
