@@ -454,3 +454,18 @@ def test_interrupt(doing: str) -> None:
         child.kill()
         child.wait()
     assert (out, err) == ("interrupted 0 True\n", "")
+
+
+@pytest.mark.parametrize(
+    ("call", "field"),
+    [
+        (lambda client: client.run("out a", "python", timout=3), "timout"),
+        (lambda client: list(client.map([], timeout=3)), "timeout"),
+        (lambda client: client.plan("out a", "python", tenants="a"), "tenants"),
+    ],
+)
+def test_unknown_argument(call: Any, field: str) -> None:
+    """A misspelt argument is bad input that names it, and never ignored."""
+    with Sandstorm(settings={"store": "sqlite://"}) as client, pytest.raises(InvalidInput) as caught:
+        call(client)
+    assert caught.value.field == field

@@ -9,7 +9,8 @@ Importing this loads values only; trio, cattrs, pluggy, sqlite3 and the plugins 
 
 from __future__ import annotations
 
-from sandstorm._client import AsyncSandstorm, Sandstorm
+from sandstorm._async_client import AsyncSandstorm
+from sandstorm._client import Sandstorm
 from sandstorm._constraints import Constraints
 from sandstorm._errors import (
     Ambiguous,
