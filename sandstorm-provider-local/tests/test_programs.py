@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -58,15 +60,18 @@ async def test_a_missing_program_is_an_exit_and_not_an_error(machine: Any) -> No
 
 async def test_the_deadline_ends_daemons_too(machine: Any) -> None:
     """At its deadline the whole tree is killed, sessions of its own included."""
-    script = "setsid sleep 1234 & (setsid bash -c 'sleep 1234' &) ; sleep 1234"
+    pause = f"86399.{os.getpid()}"  # a command line that no other process on the machine has
+    script = f"setsid sleep {pause} & (setsid bash -c 'sleep {pause}' &) ; sleep {pause}"
     with trio.fail_after(5):
         ran = await machine.run("bash", "-c", script, timeout=0.3)
     assert ran.exit.kind == "deadline"
-    assert b"1234" not in b"".join(path.read_bytes() for path in _command_lines())
+    assert not [line for line in _command_lines() if pause.encode() in line]
 
 
-def _command_lines() -> list[Path]:
-    return [path for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists()]
+def _command_lines() -> Iterator[bytes]:
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):  # it has ended meanwhile
+            yield path.read_bytes()
 
 
 async def test_a_daemon_that_holds_the_output_does_not_hang_the_run(machine: Any) -> None:
