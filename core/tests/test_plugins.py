@@ -22,10 +22,12 @@ from sandstorm._events import Event
 from sandstorm._hookspecs import hookimpl
 from sandstorm._languages import Recipe
 from sandstorm._limits import Limit
+from sandstorm._loader import described
 from sandstorm._plan import Denial, Exclusion
-from sandstorm._plugins import BUILTINS, Plugins, described
+from sandstorm._plugins import Plugins
 from sandstorm._quote import Usage
 from sandstorm._settings import Settings, settings_of
+from sandstorm._sources import BUILTINS
 from sandstorm.provider import API_VERSION
 
 REQUEST = sample_request()

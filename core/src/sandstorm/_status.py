@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import attrs
 
 from sandstorm._errors import InvalidInput
+from sandstorm._loader import SetAside
 from sandstorm._offer import Declined, Facts, Offer, RateCard, Traits
-from sandstorm._plugins import PluginInfo, SetAside
+from sandstorm._plugins import PluginInfo
 from sandstorm._spec import SandboxSpec
 from sandstorm._store import AttemptRow, LedgerRow, RunRow
 
