@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -29,6 +28,8 @@ from sandstorm._spec import SandboxSpec
 from sandstorm._task import Task
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from sandstorm._box import Box, Running
     from sandstorm._engine import Engine
     from sandstorm._loop import Held, Loop

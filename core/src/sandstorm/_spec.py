@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from ipaddress import ip_network
 from typing import Any
 
 import attrs
@@ -30,6 +29,8 @@ def isolation_rank(level: str) -> int:
 
 def _cidrs(field: str) -> Any:
     def convert(value: Any) -> tuple[str, ...]:
+        from ipaddress import ip_network
+
         blocks: tuple[str, ...] = texts(field, "a list of address blocks")(value)
         for block in blocks:
             try:
