@@ -451,6 +451,14 @@ async def test_destroy_fails(autojump_clock: MockClock, store: SqliteStore, kind
         assert (row.state, row.sandbox) == ("releasing", attempt.sandbox)
 
 
+async def test_box_is_in_the_journal(autojump_clock: MockClock, store: SqliteStore) -> None:
+    """Before a sandbox is handed out, its id is durable and it counts as perhaps started: a successor can find it."""
+    provider = ReferenceProvider("only")
+    async with opened(store, provider) as client, client.sandbox() as box:
+        (row,) = await store.open_attempts()
+        assert (row.sandbox, row.state, row.outcome) == (box.id, "started", "maybe-started")
+
+
 async def test_box_cancelled(autojump_clock: MockClock, store: SqliteStore) -> None:
     """A sandbox whose context is cancelled while it is made, or while a program runs, is destroyed."""
     provider = ReferenceProvider("only", start_seconds=1.0)

@@ -16,6 +16,7 @@ from _measure import Figure, Pairs, installed_plugins
 
 from sandstorm import Constraints, SandboxSpec, Task
 from sandstorm._engine import Engine, open_engine
+from sandstorm._plugins import Plugins
 from sandstorm._settings import Settings
 from sandstorm._sqlite import SqliteStore
 from sandstorm.testing import ReferenceProvider, plugin_for
@@ -91,7 +92,7 @@ async def _run_seconds(engine: Engine) -> float:
 def _engine(path: Path) -> AbstractAsyncContextManager[Engine]:
     settings = Settings(disable=installed_plugins())
     plugin = plugin_for(ReferenceProvider())
-    return open_engine(settings, extra=[("reference", plugin)], store=SqliteStore(f"sqlite:///{path}"))
+    return open_engine(settings, Plugins.load(settings, extra=[("reference", plugin)]), store=SqliteStore(f"sqlite:///{path}"))
 
 
 async def _fill_with_runs(path: Path, count: int) -> None:

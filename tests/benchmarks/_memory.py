@@ -16,6 +16,7 @@ from _measure import Figure, installed_plugins
 
 from sandstorm import Constraints, SandboxSpec, Task
 from sandstorm._engine import Engine, open_engine
+from sandstorm._plugins import Plugins
 from sandstorm._settings import Settings
 from sandstorm._sqlite import SqliteStore
 from sandstorm.testing import ReferenceProvider, plugin_for
@@ -100,7 +101,7 @@ async def _grow(count: int, clock: AdvancingClock, folder: str) -> Growth:
     provider = ReferenceProvider()
     settings = Settings(disable=installed_plugins())
     store = SqliteStore(f"sqlite:///{folder}/journal.db")
-    async with open_engine(settings, extra=[("reference", plugin_for(provider))], store=store) as engine:
+    async with open_engine(settings, Plugins.load(settings, extra=[("reference", plugin_for(provider))]), store=store) as engine:
         for _ in range(WARM_UP):
             await _run(engine, "out hello")
         before, began = _resident("VmRSS"), time.perf_counter()

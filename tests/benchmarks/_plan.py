@@ -142,7 +142,7 @@ async def _engine_seconds(repeats: int) -> list[float]:
     settings = Settings(disable=installed_plugins())
     extra = _plugins(made_providers(SMALL))
     seconds = []
-    async with open_engine(settings, extra=extra, store=SqliteStore("sqlite://", inline=True)) as engine:
+    async with open_engine(settings, Plugins.load(settings, extra=extra), store=SqliteStore("sqlite://", inline=True)) as engine:
         request = made_request("run")
         for number in range(repeats + 1):
             asked = attrs.evolve(request, id=f"run-{number}")

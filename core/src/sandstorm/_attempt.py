@@ -100,6 +100,12 @@ class Trial:
         self._bound(sandbox)
         return sandbox
 
+    async def keep(self) -> None:
+        """Makes the sandbox's id durable before it is handed out: the caller may start programs in it from then on."""
+        self._set(state="started", outcome=Outcome.MAYBE_STARTED.value)
+        if not await self.engine.store.update(self.row, durable=True):
+            raise Failed(SandboxLost("another router took this run over"), started=False)
+
     async def launch(self, program: Program) -> Process:
         """The program, started as the main process of a new sandbox. Raises `Failed`, perhaps started."""
         session = await self._session()
@@ -113,9 +119,7 @@ class Trial:
 
     async def start(self, sandbox: Sandbox, command: Command) -> Process:
         """The program, started. The start is durable before it is asked for. Raises `Failed`, perhaps started."""
-        self._set(state="started", outcome=Outcome.MAYBE_STARTED.value)
-        if not await self.engine.store.update(self.row, durable=True):
-            raise Failed(SandboxLost("another router took this run over"), started=False)
+        await self.keep()
         try:
             process = await sandbox.start(command)
         except Exception as exc:

@@ -230,8 +230,8 @@ class Box:
 @asynccontextmanager
 async def open_box(engine: Engine, request: Request) -> AsyncIterator[Box]:
     """A sandbox from the first candidate that gives one, destroyed at the end. Raises as `Engine.run` does."""
-    secrets = await engine.secrets(request.spec.secrets)
     plan = await engine.planned(request)
+    secrets = await engine.secrets(request.spec.secrets)
     row = engine.recorder.planned(plan)
     failed: list[Attempt] = []
     for number, ranked in enumerate(plan.candidates, 1):
@@ -239,6 +239,7 @@ async def open_box(engine: Engine, request: Request) -> AsyncIterator[Box]:
         try:
             await trial.open(row)
             sandbox = await trial.create({})
+            await trial.keep()
         except Failed as failure:
             failed.append(await trial.fail(failure))
             if failure.movable:

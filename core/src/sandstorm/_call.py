@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypedDict
 
 import attrs
@@ -16,6 +17,7 @@ from sandstorm._task import Task
 if TYPE_CHECKING:
     from sandstorm._engine import Engine
     from sandstorm._plan import Request
+    from sandstorm._plugins import Plugins
     from sandstorm._settings import Settings
     from sandstorm.provider import Output
 
@@ -95,6 +97,29 @@ class Opener:
         settings = self._read_settings()
         return Setup(settings=settings.path, store=settings.store or default_store_url())
 
+    def check(self, task: Task, strategy: str | None = None) -> None:
+        """Raises `InvalidInput` for a language or strategy that no plugin has; opens neither the store nor an account."""
+        plugins, settings = self._installed
+        if task.language is not None:
+            plugins.languages().recipe(task.language)
+        known = plugins.strategies()
+        wanted = strategy or settings.strategy
+        if wanted not in known:
+            raise InvalidInput("strategy", "one of " + ", ".join(sorted(known)), wanted)
+
+    def language_of(self, path: str) -> str | None:
+        """The language that a file's name tells, or None."""
+        recipe = self._installed[0].languages().of_file(path)
+        return None if recipe is None else recipe.language
+
+    @cached_property
+    def _installed(self) -> tuple[Plugins, Settings]:
+        """The plugins and settings: loaded once, for the engine and for questions that need none."""
+        from sandstorm._plugins import Plugins
+
+        settings = self._read_settings()
+        return Plugins.load(settings, extra=self._plugins), settings
+
     def _read_settings(self) -> Settings:
         from sandstorm._settings import load_settings, settings_of
 
@@ -104,7 +129,8 @@ class Opener:
     def _open_engine(self) -> Any:
         from sandstorm._engine import open_engine
 
-        return open_engine(self._read_settings(), extra=self._plugins, store=self._store)
+        plugins, settings = self._installed
+        return open_engine(settings, plugins, store=self._store)
 
 
 def known(options: Mapping[str, Any], shape: type) -> None:

@@ -178,11 +178,6 @@ class Sandstorm(Opener):
 
         return plugin_report(self._here()[1])
 
-    def language_of(self, path: str) -> str | None:
-        """The language that a file's name tells, or None."""
-        recipe = self._here()[1].languages.of_file(path)
-        return None if recipe is None else recipe.language
-
     def _here(self) -> tuple[Loop, Engine]:
         if self._opened is None:
             from sandstorm._loop import Loop

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from decimal import Decimal
 from secrets import token_hex
@@ -338,13 +338,12 @@ CLOSE_SECONDS = 60.0
 @asynccontextmanager
 async def open_engine(
     settings: Settings,
+    plugins: Plugins,
     *,
-    extra: Iterable[tuple[str, object]] = (),
     store: Store | None = None,
     wall: Callable[[], float] = time.time,
 ) -> AsyncIterator[Engine]:
-    """An engine over the installed plugins and those in `extra`, each a name and an object."""
-    plugins = Plugins.load(settings, extra=tuple(extra))
+    """An engine over the loaded plugins."""
     store = store or plugins.store(settings.store or default_store_url())
     providers: tuple[Provider, ...] = plugins.providers()
     planner = Planner(providers=providers, plugins=plugins, strategies=plugins.strategies(), invited=tuple(settings.providers))

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from sandstorm import NoCandidate, RunResult, Sandstorm, encode
+from sandstorm import RunResult, Sandstorm, encode
 from sandstorm_cli._exit_codes import Status, clamp, help_text
 from sandstorm_cli._options import Asked, asked, request_options
 from sandstorm_cli._outputs import check_directory, write_outputs
@@ -46,8 +46,10 @@ def run(output_dir: str, quiet: bool, as_json: bool, settings: str | None, **giv
 
 def _result(settings: str | None, request: Asked, relay: Relay | None, line: Waiting) -> RunResult:
     progress = [Progress(line)] if line.shown else []
-    with Sandstorm(settings=settings, plugins=[(plugin.name, plugin) for plugin in progress]) as client:
-        return client.run(**_arguments(client, request), on_output=relay)
+    client = Sandstorm(settings=settings, plugins=[(plugin.name, plugin) for plugin in progress])
+    arguments = _arguments(client, request)
+    with client:
+        return client.run(**arguments, on_output=relay)
 
 
 def _explain(request: Asked, result: RunResult, *, quiet: bool) -> None:
@@ -60,11 +62,10 @@ def _explain(request: Asked, result: RunResult, *, quiet: bool) -> None:
 def plan(as_json: bool, settings: str | None, **given: Any) -> int:
     """Decide where a program would run, and run nothing."""
     request = asked(given)
-    with waiting("routing…"), Sandstorm(settings=settings) as client:
-        try:
-            decision = client.plan(**_arguments(client, request))
-        except NoCandidate as exc:
-            decision = exc.plan
+    client = Sandstorm(settings=settings)
+    arguments = _arguments(client, request)
+    with waiting("routing…"), client:
+        decision = client.plan(**arguments)
     if as_json:
         emit_json(encode(decision))
     else:
@@ -73,8 +74,11 @@ def plan(as_json: bool, settings: str | None, **given: Any) -> int:
 
 
 def _arguments(client: Sandstorm, request: Asked) -> dict[str, Any]:
+    """What the client is called with, checked before it opens: bad input leaves not even an empty journal."""
+    task = request.in_language(client.language_of(request.guess) if request.guess else None)
+    client.check(task, request.strategy)
     return {
-        "task": request.in_language(client.language_of(request.guess) if request.guess else None),
+        "task": task,
         "spec": request.spec,
         "constraints": request.constraints,
         "strategy": request.strategy,
