@@ -71,6 +71,7 @@ specs = st.builds(
     idle_timeout=optional(lengths),
     labels=st.dictionaries(names, texts, max_size=2),
     environment=environments,
+    snapshot=optional(st.tuples(names, names).map("/".join)),
     provider_options=st.dictionaries(names, json_tables, max_size=2),
 )
 _task_fields: dict[str, st.SearchStrategy[Any]] = {

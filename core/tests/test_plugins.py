@@ -449,8 +449,8 @@ def test_an_account_that_the_settings_name_must_exist() -> None:
 
 def test_a_language_that_is_taken_is_fatal() -> None:
     """Also under an alias of a built-in one."""
-    go = Recipe(language="go", file="main.go", run=["go", "run", "main.go"])
-    assert load(("go", plugin(languages=lambda: [go]))).languages().recipe("go") == go
+    go = Recipe(language="zig", file="main.zig", run=["zig", "run", "main.zig"])
+    assert load(("zig", plugin(languages=lambda: [go]))).languages().recipe("zig") == go
     with pytest.raises(PluginError, match="'js' is already that of sandstorm-core"):
         load(("x", plugin(languages=lambda: [attrs.evolve(go, aliases=["js"])]))).languages()
 

@@ -5,25 +5,26 @@ This module loads values only. The engine, and with it trio, pluggy, cattrs and 
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Unpack
 
-from sandstorm._call import OnOutput, Opener, RouteOptions, RunOptions, TaskOptions, known, request_of, task_of
+import attrs
+
+from sandstorm._call import OnOutput, Opener, RouteOptions, RunOptions, known, request_of, task_of
 from sandstorm._constraints import Constraints
 from sandstorm._plan import Plan
-from sandstorm._result import Exit, RunResult
-from sandstorm._spec import SandboxSpec
+from sandstorm._result import RunResult
+from sandstorm._spec import Environment, SandboxSpec
 from sandstorm._task import Task
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from sandstorm._box import Box, Running
+    from sandstorm._async_box import AsyncBox
+    from sandstorm._custody import KeptSandbox
     from sandstorm._engine import Engine
+    from sandstorm._prepare import Prepared
     from sandstorm._store import RunRow
-    from sandstorm.provider import Output
 
 
 class AsyncSandstorm(Opener):
@@ -104,92 +105,62 @@ class AsyncSandstorm(Opener):
         strategy: str | None = None,
         tenant: str = "default",
         lifetime: float = 3600.0,
+        keep: bool = False,
     ) -> AsyncIterator[AsyncBox]:
-        """A sandbox for several programs, destroyed at the end; see `Sandstorm.sandbox`."""
+        """A sandbox for several programs, destroyed at the end unless it is to be kept; see `Sandstorm.sandbox`."""
+        from sandstorm._async_box import AsyncBox
         from sandstorm._box import open_box
 
         where = {"spec": spec, "constraints": constraints, "strategy": strategy, "tenant": tenant}
-        request = request_of(self._engine, None, where, lifetime)
+        request = request_of(self._engine, None, where, lifetime, keep=keep)
         async with self._bridge.enter(lambda: open_box(self._engine, request)) as box:
             yield AsyncBox(self._bridge, box)
 
-    async def runs(self, *, limit: int = 20, tenant: str | None = None) -> Sequence[RunRow]:
-        """The newest runs of the journal."""
-        return await self._bridge.call(lambda: self._engine.store.runs(limit=limit, tenant=tenant))
+    @asynccontextmanager
+    async def open_sandbox(self, sandbox: str) -> AsyncIterator[AsyncBox]:
+        """A kept sandbox, by its id or the id of its run; it is let be at the end. Raises `InvalidInput`, `SandboxGone`."""
+        from sandstorm._async_box import AsyncBox
+        from sandstorm._custody import reopen
 
+        async with self._bridge.enter(lambda: reopen(self._engine, sandbox)) as box:
+            yield AsyncBox(self._bridge, box)
 
-class AsyncBox:
-    """A sandbox, for async code. Made by `AsyncSandstorm.sandbox`."""
+    async def sandboxes(self) -> tuple[KeptSandbox, ...]:
+        """Every kept sandbox that is there now."""
+        from sandstorm._custody import kept_sandboxes
 
-    def __init__(self, bridge: Any, box: Box) -> None:
-        self._bridge = bridge
-        self._box = box
-        self.id = box.id
-        self.provider = box.provider
-        self.isolation = box.isolation
-        self.plan = box.plan
+        return await self._bridge.call(kept_sandboxes, self._engine)
 
-    @property
-    def native(self) -> object:
-        """The vendor's own handle."""
-        return self._box.native
-
-    async def run(
+    async def detach(
         self,
         code: str | None = None,
         language: str | None = None,
         *,
-        on_output: OnOutput | None = None,
-        **options: Unpack[TaskOptions],
-    ) -> RunResult:
-        """What came of a program that runs to its end here."""
-        task = task_of(code, language, options, TaskOptions)
-        result: RunResult = await self._bridge.call(self._box.run, task, on_output)
-        return result
+        lifetime: float | None = None,
+        **options: Unpack[RunOptions],
+    ) -> str:
+        """The id of a run that goes on without this process, for `attach`; see `Sandstorm.detach`."""
+        from sandstorm._custody import COLLECT_SECONDS, detach
 
-    @asynccontextmanager
-    async def exec(self, *argv: str, stdin: bytes = b"", env: Mapping[str, str] | None = None, cwd: str | None = None,
-                   timeout: float = 300.0) -> AsyncIterator[AsyncRunning]:  # fmt: skip
-        """A program whose output is handed out as it comes; it is killed where the context ends first."""
-        async with self._bridge.enter(lambda: self._box.exec(argv, stdin=stdin, env=env, cwd=cwd, timeout=timeout)) as running:
-            yield AsyncRunning(self._bridge, running)
+        task = task_of(code, language, options)
+        seconds = task.timeout + COLLECT_SECONDS if lifetime is None else lifetime
+        return await self._bridge.call(detach, self._engine, request_of(self._engine, task, options, seconds, keep=True))
 
-    async def upload(self, path: str, source: bytes | Path) -> None:
-        """Writes a file in the work area from bytes or from a local file; parents are made."""
-        await self._bridge.call(self._box.upload, path, source)
+    async def attach(self, run_id: str, *, on_output: OnOutput | None = None) -> RunResult:
+        """What came of a detached run, waited for; its sandbox is released then. Raises `OutcomeUnknown` where it is gone."""
+        from sandstorm._custody import attach
 
-    async def download(self, path: str) -> bytes:
-        """The contents of a file in the work area. Raises `FileNotFoundError`."""
-        contents: bytes = await self._bridge.call(self._box.download, path)
-        return contents
+        return await self._bridge.call(attach, self._engine, run_id, on_output)
 
-    async def download_to(self, path: str, target: Path) -> int:
-        """Writes a file of the work area to a local file; its size in bytes."""
-        size: int = await self._bridge.call(self._box.download_to, path, target)
-        return size
+    async def prepare(self, environment: Environment, **options: Unpack[RouteOptions]) -> Prepared:
+        """Builds an environment where a run that asks for it would go, so that the run need not wait."""
+        from sandstorm._prepare import PLANNED_SECONDS, prepare
 
+        known(options, RouteOptions)
+        spec = attrs.evolve(options.get("spec") or SandboxSpec(), environment=environment)
+        request = request_of(self._engine, None, {**options, "spec": spec}, PLANNED_SECONDS)
+        return await self._bridge.call(prepare, self._engine, request)
 
-class AsyncRunning:
-    """A program under way: iterate for its output; `exit` is set once that has ended."""
-
-    def __init__(self, bridge: Any, running: Running) -> None:
-        self._bridge = bridge
-        self._running = running
-
-    @property
-    def exit(self) -> Exit | None:
-        """How the program ended, or None while it runs."""
-        return self._running.exit
-
-    def __aiter__(self) -> AsyncRunning:
-        return self
-
-    async def __anext__(self) -> Output:
-        output: Output | None = await self._bridge.call(self._running.next)
-        if output is None:
-            raise StopAsyncIteration
-        return output
-
-    async def kill(self) -> None:
-        """Ends the program and everything that it started."""
-        await self._bridge.call(self._running.kill)
+    async def runs(self, *, limit: int = 20, tenant: str | None = None) -> Sequence[RunRow]:
+        """The newest runs of the journal."""
+        return await self._bridge.call(lambda: self._engine.store.runs(limit=limit, tenant=tenant))

@@ -14,18 +14,20 @@ from sandstorm._errors import (
     Ambiguous,
     CallerError,
     InvalidInput,
+    PreparationFailed,
     ProviderError,
     SandboxLost,
     SandstormError,
 )
-from sandstorm._events import AttemptClosed, AttemptOpened, ProgramStarted, SandboxBound
+from sandstorm._events import AttemptClosed, AttemptOpened, Preparing, ProgramStarted, SandboxBound
 from sandstorm._journal import masked, movement
 from sandstorm._plan import Candidate, Plan
 from sandstorm._program import Program, with_files
 from sandstorm._quote import NANO, ZERO, cost
 from sandstorm._result import Attempt, Outcome
+from sandstorm._spec import own_snapshot
 from sandstorm._store import AttemptRow, LedgerRow, RunRow
-from sandstorm.provider import Command, OneShot, Order, Output, Process, Sandbox, Session
+from sandstorm.provider import Command, OneShot, Order, Output, Prepare, Process, Sandbox, Session, Snapshot
 
 if TYPE_CHECKING:
     from sandstorm._engine import Engine
@@ -34,6 +36,9 @@ Made = TypeVar("Made")
 
 CREATE_SECONDS = 120.0
 """How long a create may take before its answer counts as lost."""
+
+PREPARE_SECONDS = 900.0
+"""How long an environment may take to build."""
 
 TRANSFER_SECONDS = 120.0
 """How long the files of a run may take, up or down."""
@@ -69,7 +74,7 @@ def given_up(exc: BaseException) -> Exception:
 
 @attrs.define
 class Trial:
-    """One try at one candidate, and what is known of it so far."""
+    """One try at one candidate, and what is known of it so far. `failed` are those that came before."""
 
     engine: Engine
     plan: Plan
@@ -80,6 +85,8 @@ class Trial:
     sandbox: Sandbox | None = None
     abandoned: bool = False
     spent: Decimal | None = ZERO
+    failed: tuple[Attempt, ...] = ()
+    dispatch_by: float = attrs.field(factory=lambda: trio.current_time() + CREATE_SECONDS)
 
     # --- steps -------------------------------------------------------------------------------------------
 
@@ -94,8 +101,13 @@ class Trial:
     async def create(self, files: dict[str, bytes]) -> Sandbox:
         """The sandbox, bound in the journal. Raises `Failed`."""
         session = await self._session()
-        order = self._order(files)
-        sandbox = await self._dispatched(lambda: session.create(order))
+        await self._prepare(session)
+        order = self.order(files)
+        return await self.bind(lambda: session.create(order))
+
+    async def bind(self, create: Callable[[], Awaitable[Sandbox]]) -> Sandbox:
+        """The sandbox that `create` makes, bound in the journal. Raises `Failed`."""
+        sandbox = await self._dispatched(create)
         self.sandbox = sandbox
         self._bound(sandbox)
         return sandbox
@@ -110,7 +122,8 @@ class Trial:
         """The program, started as the main process of a new sandbox. Raises `Failed`, perhaps started."""
         session = await self._session()
         assert isinstance(session, OneShot)
-        order = self._order(program.files)
+        await self._prepare(session)
+        order = self.order(program.files)
         sandbox, process = await self._dispatched(lambda: session.launch(order, program.commands[-1]), starts=True)
         self.sandbox = sandbox
         self._bound(sandbox)
@@ -151,6 +164,65 @@ class Trial:
         except Exception as exc:
             raise Failed(exc, started=True) from exc
         return found
+
+    async def bind_process(self, process: Process) -> None:
+        """Makes the id of a detached program durable before the run's id is shown."""
+        self._set(process=process.id)
+        if not await self.engine.store.update(self.row, durable=True):
+            raise Failed(SandboxLost("another router took this run over"), started=True)
+
+    async def ended(self) -> None:
+        """Writes down that its vendor does not have it any more, and what it cost at most."""
+        late = max(0.0, self.engine.wall() - self.row.expires_at)
+        self.began += late
+        self.spent = self.cost()
+        self._set(state="released")
+        await self.engine.store.update(self.row, self._settled(self.spent), durable=True)
+        self.closed()
+
+    async def lost(self, cause: Exception) -> None:
+        """Writes down that it is gone with what its program did unknown."""
+        self._set(error=masked(_one_line(cause), self.secrets.values()), error_class=type(cause).__name__)
+        await self.ended()
+
+    async def prolong(self, expires_at: float, exposure: Decimal | None) -> None:
+        """Makes a later end of its life durable, and what that may cost reserved: the vendor is asked after it."""
+        before, now = self.row.exposure or ZERO, exposure or ZERO
+        more = [self._move("reserve", now - before, "exposure")] if now > before else []
+        self._set(expires_at=max(expires_at, self.row.expires_at), exposure=max(before, now) if exposure is not None else None)
+        if not await self.engine.store.update(self.row, more, durable=True):
+            raise SandboxLost("another router took this sandbox over")
+
+    async def snapshot(self, run: RunRow, capturing: Snapshot, retention: float) -> str:
+        """The name of a snapshot of the sandbox, which has a row of its own, durable before it is asked for."""
+        at = self.engine.wall()
+        row = attrs.evolve(
+            self.row,
+            id=f"ss-{self.engine.new_id()}",
+            number=self.row.number,
+            kind="snapshot",
+            state="intent",
+            sandbox=None,
+            dispatch_by=at + CREATE_SECONDS,
+            expires_at=at + retention,
+            exposure=ZERO if self.row.exposure == ZERO else None,
+            created_at=at,
+            kept=True,
+            process=None,
+        )
+        await self.engine.store.begin(run, row, None)
+        try:
+            with trio.fail_after(TRANSFER_SECONDS):
+                made = await capturing.snapshot(row.id, retention)
+        except BaseException as exc:
+            nothing = isinstance(exc, ProviderError | CallerError) and not isinstance(exc, Ambiguous)
+            state = "absent" if nothing else "ambiguous"
+            failed = attrs.evolve(row, state=state, error_class=type(exc).__name__)
+            with trio.CancelScope(shield=True):
+                await self.engine.store.update(failed, durable=True)
+            raise
+        await self.engine.store.update(attrs.evolve(row, state="bound", sandbox=made), durable=True)
+        return f"{row.provider}/{made}"
 
     async def release(self) -> None:
         """Destroys the sandbox, shielded and bounded; what could not be destroyed stays open in the journal.
@@ -252,17 +324,44 @@ class Trial:
         except Exception as exc:
             raise Failed(exc, started=False) from exc
 
-    def _order(self, files: dict[str, bytes]) -> Order:
+    async def _prepare(self, session: Session) -> None:
+        """Builds the environment, where it takes building and is not there yet. The time to send counts from its end."""
+        environment = self.plan.request.spec.environment
+        wanted = environment.requirements or environment.image is not None
+        if not wanted or not self.candidate.offer.can("Prepare") or not isinstance(session, Prepare):
+            return
+        self._emit(Preparing, provider=self.row.provider, environment=environment)
         try:
-            spec = with_files(self.plan.request.spec, files)
+            with trio.fail_after(PREPARE_SECONDS):
+                await session.prepare(environment, f"{self.row.id}-e")
+        except trio.TooSlowError as exc:
+            failure = PreparationFailed(f"the environment was not built within {PREPARE_SECONDS:g} s")
+            raise Failed(failure, started=False) from exc
+        except Exception as exc:
+            raise Failed(exc, started=False) from exc
+        await self._postpone()
+
+    async def _postpone(self) -> None:
+        """Moves the time to send to the end of a preparation, durably: absence is concluded from it."""
+        at = self.engine.wall() + CREATE_SECONDS
+        self.dispatch_by = trio.current_time() + CREATE_SECONDS
+        self._set(dispatch_by=at, expires_at=at + self.plan.request.lifetime)
+        if not await self.engine.store.update(self.row, durable=True):
+            raise Failed(SandboxLost("another router took this run over"), started=False)
+
+    def order(self, files: dict[str, bytes]) -> Order:
+        """What is asked of the vendor. Raises `Failed` where a file of the caller's is in the way of one of ours."""
+        try:
+            spec = own_snapshot(with_files(self.plan.request.spec, files))
         except InvalidInput as exc:
             raise Failed(exc, started=False) from exc
         return Order(
             spec=spec,
             offer=self.candidate.offer,
             marker=self.row.id,
-            dispatch_by=self.began + CREATE_SECONDS,
+            dispatch_by=self.dispatch_by,
             lifetime=self.plan.request.lifetime,
+            keep=self.plan.request.keep,
             secrets=self.secrets,
         )
 

@@ -1,72 +1,58 @@
-"""A sandbox that stays while its context is open: several programs, files in and out, the vendor's own handle."""
+"""A sandbox for several programs: one that ends with its context, one that is kept, or one that was kept before."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import attrs
 import trio
 
-from sandstorm._attempt import Failed, Trial, given_up
-from sandstorm._capture import KILL_SECONDS, capture
-from sandstorm._collapse import collapsed
-from sandstorm._errors import InvalidInput, OutcomeUnknown, RunFailed, SandboxGone, StreamLost
+from sandstorm._attempt import Trial
+from sandstorm._capture import Capture, capture
+from sandstorm._errors import InvalidInput, NotSupported, OutcomeUnknown, SandboxGone
+from sandstorm._files import FileChange, FileInfo
 from sandstorm._plan import Plan
 from sandstorm._program import program
-from sandstorm._quote import ZERO
-from sandstorm._result import Artifact, Attempt, Exit, Outcome, RunResult
+from sandstorm._quote import ZERO, cost
+from sandstorm._result import Exit, Outcome, RunResult
+from sandstorm._running import Running, followed
 from sandstorm._spec import refuse_escape
 from sandstorm._store import RunRow
 from sandstorm._task import Task
-from sandstorm.provider import Command, Output, Process, Sandbox
+from sandstorm._transfer import OnBytes, download, download_directory, download_to, upload, upload_directory
+from sandstorm.provider import (
+    Command,
+    Extend,
+    Files,
+    Fork,
+    Interpreter,
+    Output,
+    Pause,
+    Ports,
+    Sandbox,
+    Snapshot,
+    Watch,
+)
 
 if TYPE_CHECKING:
     from sandstorm._engine import Engine
     from sandstorm._plan import Request
 
-CHUNK = 256 * 1024
-"""Bytes of a file that are in flight at once."""
+Ability = TypeVar("Ability")
 
+SNAPSHOT_RETENTION = 7 * 86400.0
+"""Seconds for which a snapshot is kept by default."""
 
-class Running:
-    """A program under way: iterate for its output; `exit` is set once that has ended."""
-
-    def __init__(self, process: Process, received: trio.MemoryReceiveChannel[Output | Artifact | Exit | Exception]) -> None:
-        self._process = process
-        self._received = received
-        self.exit: Exit | None = None
-
-    def __aiter__(self) -> Running:
-        return self
-
-    async def __anext__(self) -> Output:
-        """The next bytes. Raises `StreamLost` where the stream was cut."""
-        while self.exit is None:
-            event = await self._received.receive()
-            if isinstance(event, Exception):
-                raise event
-            if isinstance(event, Output):
-                return event
-            if isinstance(event, Exit):
-                self.exit = event
-        raise StopAsyncIteration
-
-    async def next(self) -> Output | None:
-        """The next bytes, or None at the end."""
-        return await anext(self, None)
-
-    async def kill(self) -> None:
-        """Ends the program and everything that it started."""
-        await self._process.kill()
+_EXTEND_SECONDS = 60.0
 
 
 @attrs.define
 class Box:
-    """A sandbox that was made for the caller. Made by `Engine.sandbox`.
+    """A sandbox that was made for the caller. Made by `open_box` and `reopen`.
 
     Attributes:
         plan: The decision that led to it.
@@ -75,9 +61,15 @@ class Box:
     _engine: Engine
     _trial: Trial
     _sandbox: Sandbox
-    plan: Plan
-    _starts: int = 0
+    _row: RunRow
+    _starts: str = ""
+    _count: int = 0
     _closed: bool = False
+
+    @property
+    def plan(self) -> Plan:
+        """The decision that led to it."""
+        return self._trial.plan
 
     @property
     def id(self) -> str:
@@ -95,40 +87,239 @@ class Box:
         return self._trial.candidate.offer.isolation
 
     @property
+    def expires_at(self) -> float:
+        """Wall-clock seconds since 1970 at which it ends at the latest."""
+        return self._trial.row.expires_at
+
+    @property
     def native(self) -> object:
         """The vendor's own handle."""
         return self._sandbox.native
 
-    async def run(self, task: Task, on_output: Callable[[Output], None] | None = None) -> RunResult:
-        """What came of a program that runs to its end here. Raises `OutcomeUnknown` where that is lost."""
+    # --- programs ----------------------------------------------------------------------------------------
+
+    async def run(self, task: Task, on_output: Callable[[Output], None] | None = None, *, keep_state: bool = False) -> RunResult:
+        """What came of a program that runs to its end here. Raises `OutcomeUnknown` where that is lost.
+
+        With `keep_state` it is a cell of an interpreter: what it defines is there for the next one, and what it shows comes
+        as `artifacts`.
+        """
         self._check()
         began = trio.current_time()
-        prepared = program(task, self._engine.languages, self._start_id())
-        for path, data in prepared.files.items():
-            await self.upload(path, data)
-        *compiling, running = prepared.commands
         try:
-            for command in compiling:
-                built = await capture(await self._sandbox.start(command), command)
-                if built.exit is not None and not built.exit.ok:
-                    built.exit = Exit(kind="compile-error", code=built.exit.status)
-                    got = built
-                    break
-            else:
-                got = await capture(await self._sandbox.start(running), running, on_output)
+            got = await (self._cell(task, on_output) if keep_state else self._program(task, on_output))
         except Exception as exc:
             if getattr(exc, "started", False):
                 lost = attrs.evolve(self._trial.attempt, error=str(exc), error_class=type(exc).__name__)
                 raise OutcomeUnknown([lost], self.plan) from exc
             raise
-        assert got.exit is not None
         outputs = {}
         for path in task.outputs:
             try:
                 outputs[path] = await self.download(path)
             except FileNotFoundError:
                 continue
-        seconds = trio.current_time() - began
+        return self._result(got, outputs, trio.current_time() - began)
+
+    async def _program(self, task: Task, on_output: Callable[[Output], None] | None) -> Capture:
+        prepared = program(task, self._engine.languages, self._start_id())
+        for path, data in prepared.files.items():
+            await self.upload(path, data)
+        *compiling, running = prepared.commands
+        for command in compiling:
+            built = await capture(await self._sandbox.start(command), command)
+            if built.exit is not None and not built.exit.ok:
+                built.exit = Exit(kind="compile-error", code=built.exit.status)
+                return built
+        return await capture(await self._sandbox.start(running), running, on_output)
+
+    async def _cell(self, task: Task, on_output: Callable[[Output], None] | None) -> Capture:
+        if task.code is None or task.language is None:
+            raise InvalidInput("keep_state", "code in a language, since a command keeps no state", True)
+        if task.stdin or task.args:
+            raise InvalidInput("keep_state", "neither stdin nor args, which a cell does not have", True)
+        recipe = self._engine.languages.recipe(task.language)
+        interpreter = self._able("Interpreter", Interpreter)  # type: ignore[type-abstract]
+        command = Command(argv=(), timeout=task.timeout, output_limit=task.output_limit, start_id=self._start_id())
+        return await capture(await interpreter.run_cell(task.code, recipe.language, command), command, on_output)
+
+    def exec(
+        self,
+        argv: Sequence[str],
+        *,
+        stdin: bytes = b"",
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        timeout: float = 300.0,
+        interactive: bool = False,
+        terminal: tuple[int, int] | None = None,
+    ) -> AbstractAsyncContextManager[Running]:
+        """A program whose output is handed out as it comes. It is killed where the context ends first.
+
+        With `interactive` its stdin stays open for `Running.write`; with `terminal` (columns, rows) it has one.
+        """
+        return self._exec(
+            Command(
+                argv=Task(argv=tuple(argv), timeout=timeout).argv,
+                env=dict(env or {}),
+                cwd=cwd,
+                stdin=stdin,
+                timeout=timeout,
+                interactive=interactive or terminal is not None,
+                terminal=terminal,
+            )
+        )
+
+    @asynccontextmanager
+    async def _exec(self, command: Command) -> AsyncIterator[Running]:
+        self._check()
+        if command.cwd is not None:
+            refuse_escape("cwd", command.cwd)
+        if command.interactive:
+            self._declared("Interactive")
+        process = await self._sandbox.start(attrs.evolve(command, start_id=self._start_id()))
+        async with followed(process) as running:
+            yield running
+
+    # --- files -------------------------------------------------------------------------------------------
+
+    async def upload(self, path: str, source: bytes | Path, on_bytes: OnBytes | None = None) -> None:
+        """Writes a file in the work area from bytes or from a local file; parents are made."""
+        self._check()
+        await upload(self._sandbox, path, source, on_bytes)
+
+    async def download(self, path: str) -> bytes:
+        """The contents of a file in the work area. Raises `FileNotFoundError`."""
+        self._check()
+        return await download(self._sandbox, path)
+
+    async def download_to(self, path: str, target: Path, on_bytes: OnBytes | None = None) -> int:
+        """Writes a file of the work area to a local file, which appears once it is whole; its size in bytes."""
+        self._check()
+        return await download_to(self._sandbox, path, target, on_bytes)
+
+    async def upload_directory(self, path: str, source: Path, on_bytes: OnBytes | None = None) -> int:
+        """Writes a local directory into one of the work area; how many files that were."""
+        self._check()
+        return await upload_directory(self._sandbox, _directory(path), source, on_bytes)
+
+    async def download_directory(self, path: str, target: Path, on_bytes: OnBytes | None = None) -> list[FileInfo]:
+        """Writes a directory of the work area to a local one; the entries that were left out: links, pipes and the like."""
+        return await download_directory(self._sandbox, self._files(), _directory(path), target, on_bytes)
+
+    async def list(self, path: str = ".", *, recursive: bool = False) -> list[FileInfo]:
+        """What is in a directory of the work area. Raises `FileNotFoundError`."""
+        async with self._files().list(_directory(path), recursive=recursive) as entries:
+            return [entry async for entry in entries]
+
+    async def stat(self, path: str) -> FileInfo:
+        """One entry of the work area. Raises `FileNotFoundError`."""
+        return await self._files().stat(_directory(path))
+
+    async def make_directory(self, path: str) -> None:
+        """Makes a directory, parents included."""
+        refuse_escape("path", path)
+        await self._files().make_directory(path)
+
+    async def remove(self, path: str) -> None:
+        """Removes a file, or a directory with all that is in it. Raises `FileNotFoundError`."""
+        refuse_escape("path", path)
+        await self._files().remove(path)
+
+    @asynccontextmanager
+    async def watch(self, path: str = ".") -> AsyncIterator[Watching]:
+        """The changes in a directory from now on, as they come."""
+        self._check()
+        watching = self._able("Watch", Watch)  # type: ignore[type-abstract]
+        async with watching.watch(_directory(path)) as changes:
+            yield Watching(changes)
+
+    def _files(self) -> Files:
+        self._check()
+        return self._able("Files", Files)  # type: ignore[type-abstract]
+
+    # --- the machine -------------------------------------------------------------------------------------
+
+    async def url(self, port: int) -> str:
+        """The address at which a port of the sandbox can be reached."""
+        self._check()
+        if not 1 <= port <= 65535:
+            raise InvalidInput("port", "a whole number from 1 to 65535", port)
+        return await self._able("Ports", Ports).url(port)  # type: ignore[type-abstract]
+
+    async def pause(self) -> None:
+        """Stops everything in it; `resume` goes on from there. Its lifetime goes on."""
+        self._check()
+        await self._able("Pause", Pause).pause()  # type: ignore[type-abstract]
+
+    async def resume(self) -> None:
+        """Goes on after `pause`."""
+        self._check()
+        await self._able("Pause", Pause).resume()  # type: ignore[type-abstract]
+
+    async def extend(self, lifetime: float) -> None:
+        """Lets it live for `lifetime` seconds from now; what that may cost is reserved first.
+
+        Raises `InvalidInput` for more than its provider allows.
+        """
+        self._check()
+        extending = self._able("Extend", Extend)  # type: ignore[type-abstract]
+        age = trio.current_time() - self._trial.began
+        most = self._trial.candidate.offer.lifetime
+        if not 0 < lifetime <= most - age:
+            raise InvalidInput("lifetime", f"seconds from now, above 0 and at most {most - age:.0f}", lifetime)
+        await self._trial.prolong(self._engine.wall() + lifetime, _price(self._trial, age + lifetime))
+        with trio.fail_after(_EXTEND_SECONDS):
+            await extending.extend(lifetime)
+
+    async def snapshot(self, retention: float = SNAPSHOT_RETENTION) -> str:
+        """The name of a copy of its files, for `SandboxSpec.snapshot`; it is kept for `retention` seconds."""
+        self._check()
+        capturing = self._able("Snapshot", Snapshot)  # type: ignore[type-abstract]
+        if not retention > 0:
+            raise InvalidInput("retention", "a number of seconds above 0", retention)
+        return await self._trial.snapshot(self._row, capturing, retention)
+
+    @asynccontextmanager
+    async def fork(self, *, keep: bool = False) -> AsyncIterator[Box]:
+        """Another sandbox with the same files, destroyed at the end unless it is to be kept."""
+        self._check()
+        forking = self._able("Fork", Fork)  # type: ignore[type-abstract]
+        parent = self._trial
+        request = attrs.evolve(parent.plan.request, id=self._engine.new_id(), keep=keep)
+        ranked = next(r for r in parent.plan.candidates if r.candidate == parent.candidate)
+        plan = attrs.evolve(parent.plan, request=request, candidates=(attrs.evolve(ranked, reason=f"a fork of {self.id}"),))
+
+        async def make(trial: Trial, row: RunRow) -> tuple[Trial, Sandbox, RunRow]:
+            await trial.open(row)
+            order = trial.order({})
+            return trial, await trial.bind(lambda: forking.fork(order)), await _handed_out(trial, row)
+
+        made = await self._engine.first(request, make, plan=plan)
+        async with held(self._engine, *made) as box:
+            yield box
+
+    async def destroy(self) -> None:
+        """Ends it now, whether it was to be kept or not. Succeeds if it has ended."""
+        if self._closed:
+            return
+        self.close()
+        with trio.CancelScope(shield=True):
+            self._trial.finish()
+            seconds = self._engine.wall() - self._trial.row.created_at
+            row = attrs.evolve(self._row, state="finished", provider=self.provider, seconds=seconds, cost=self._trial.spent)
+            await self._engine.store.finish(row, self._trial.row, ())
+            await self._trial.release()
+        self._trial.closed()
+
+    def close(self) -> None:
+        """Refuses every further call."""
+        self._closed = True
+
+    # --- inside ------------------------------------------------------------------------------------------
+
+    def _result(self, got: Capture, outputs: dict[str, bytes], seconds: float) -> RunResult:
+        assert got.exit is not None
         cost = self._trial.cost()
         return RunResult(
             id=self.plan.request.id,
@@ -149,156 +340,93 @@ class Box:
             plan=self.plan,
         )
 
-    @asynccontextmanager
-    async def exec(
-        self,
-        argv: Sequence[str],
-        *,
-        stdin: bytes = b"",
-        env: Mapping[str, str] | None = None,
-        cwd: str | None = None,
-        timeout: float = 300.0,
-    ) -> AsyncIterator[Running]:
-        """A program whose output is handed out as it comes. It is killed where the context ends first."""
-        self._check()
-        task = Task(argv=tuple(argv), stdin=stdin, timeout=timeout)
-        if cwd is not None:
-            refuse_escape("cwd", cwd)
-        command = Command(
-            argv=task.argv, env=dict(env or {}), cwd=cwd, stdin=task.stdin, timeout=task.timeout, start_id=self._start_id()
-        )
-        process = await self._sandbox.start(command)
-        send, receive = trio.open_memory_channel[Output | Artifact | Exit | Exception](0)
-        running = Running(process, receive)
-        with collapsed():
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(_pump, process, send)
-                try:
-                    yield running
-                finally:
-                    nursery.cancel_scope.cancel()
-                    if running.exit is None:
-                        with trio.CancelScope(shield=True, deadline=trio.current_time() + KILL_SECONDS):
-                            await process.kill()
-
-    async def upload(self, path: str, source: bytes | Path) -> None:
-        """Writes a file in the work area from bytes or from a local file; parents are made."""
-        self._check()
-        refuse_escape("path", path)
-        await self._sandbox.upload(path, _chunks(source))
-
-    async def download(self, path: str) -> bytes:
-        """The contents of a file in the work area. Raises `FileNotFoundError`."""
-        self._check()
-        refuse_escape("path", path)
-        async with self._sandbox.download(path) as chunks:
-            return b"".join([chunk async for chunk in chunks])
-
-    async def download_to(self, path: str, target: Path) -> int:
-        """Writes a file of the work area to a local file, which appears once it is whole; its size in bytes."""
-        self._check()
-        refuse_escape("path", path)
-        part = target.with_name(target.name + ".part")
-        size = 0
-        try:
-            async with self._sandbox.download(path) as chunks, await trio.open_file(part, "wb") as file:
-                async for chunk in chunks:
-                    size += await file.write(chunk)
-            await trio.to_thread.run_sync(part.replace, target)
-        finally:
-            with trio.CancelScope(shield=True):
-                await trio.to_thread.run_sync(lambda: part.unlink(missing_ok=True))
-        return size
-
-    def close(self) -> None:
-        """Refuses every further call: the sandbox is being released."""
-        self._closed = True
-
     def _check(self) -> None:
         if self._closed:
             raise SandboxGone(f"the sandbox {self.id} was released when its context ended")
 
+    def _declared(self, ability: str) -> None:
+        """Raises `NotSupported` at once, with the provider's reason, for what its offer does not declare."""
+        offer = self._trial.candidate.offer
+        if not offer.can(ability):
+            raise NotSupported(f"{self.provider} has no {ability} here: {offer.reason(ability)}")
+
+    def _able(self, ability: str, protocol: type[Ability]) -> Ability:
+        self._declared(ability)
+        if not isinstance(self._sandbox, protocol):
+            raise NotSupported(f"{self.provider} declares {ability}, and its sandbox does not have it")
+        return self._sandbox
+
     def _start_id(self) -> str:
-        self._starts += 1
-        return f"{self._trial.row.id}-s{self._starts}"
+        self._count += 1
+        return f"{self._trial.row.id}-{self._starts}s{self._count}"
 
     def _left(self, cost: Decimal | None) -> Decimal | None:
         exposure = self._trial.row.exposure
         return None if cost is None or exposure is None else max(ZERO, exposure - cost)
 
 
+@attrs.frozen
+class Watching:
+    """The changes in a directory, one after the other."""
+
+    _changes: AsyncIterator[FileChange]
+
+    def __aiter__(self) -> Watching:
+        return self
+
+    async def __anext__(self) -> FileChange:
+        return await anext(self._changes)
+
+    async def next(self) -> FileChange | None:
+        """The next change, or None where there will be none any more."""
+        return await anext(self._changes, None)
+
+
 @asynccontextmanager
 async def open_box(engine: Engine, request: Request) -> AsyncIterator[Box]:
-    """A sandbox from the first candidate that gives one, destroyed at the end. Raises as `Engine.run` does."""
-    plan = await engine.planned(request)
-    secrets = await engine.secrets(request.spec.secrets)
-    row = engine.recorder.planned(plan)
-    failed: list[Attempt] = []
-    for number, ranked in enumerate(plan.candidates, 1):
-        trial = engine.trial(plan, ranked, number, secrets)
-        try:
-            await trial.open(row)
-            sandbox = await trial.create({})
-            await trial.keep()
-        except Failed as failure:
-            failed.append(await trial.fail(failure))
-            if failure.movable:
-                continue
-            await engine.give_up(row, failure.cause, secrets)
-            raise failure.cause from None
-        except BaseException as exc:
-            with trio.CancelScope(shield=True):
-                if not trial.abandoned:
-                    await trial.fail(Failed(given_up(exc), started=False))
-                await engine.give_up(row, given_up(exc), secrets, "cancelled" if isinstance(exc, trio.Cancelled) else "failed")
-            raise
-        async with _held(engine, trial, sandbox, row) as box:
-            yield box
-        return
-    ended = RunFailed(failed, plan)
-    await engine.give_up(row, ended, secrets)
-    raise ended
+    """A sandbox from the first candidate that gives one, destroyed at the end unless it is to be kept.
+
+    Raises as `Engine.run` does.
+    """
+
+    async def make(trial: Trial, row: RunRow) -> tuple[Trial, Sandbox, RunRow]:
+        await trial.open(row)
+        return trial, await trial.create({}), await _handed_out(trial, row)
+
+    made = await engine.first(request, make)
+    async with held(engine, *made) as box:
+        yield box
+
+
+async def _handed_out(trial: Trial, row: RunRow) -> RunRow:
+    await trial.keep()
+    return row
 
 
 @asynccontextmanager
-async def _held(engine: Engine, trial: Trial, sandbox: Sandbox, row: RunRow) -> AsyncIterator[Box]:
-    box = Box(engine=engine, trial=trial, sandbox=sandbox, plan=trial.plan)
-    began = trio.current_time()
+async def held(engine: Engine, trial: Trial, sandbox: Sandbox, row: RunRow, starts: str = "") -> AsyncIterator[Box]:
+    """The box of a sandbox that exists. At the end it is let be if it is kept, and destroyed else.
+
+    `starts` sets the start ids of this box apart from those of others over the same sandbox.
+    """
+    box = Box(engine=engine, trial=trial, sandbox=sandbox, row=row, starts=starts)
     try:
         yield box
     finally:
-        box.close()
-        with trio.CancelScope(shield=True):
-            trial.finish()
-            seconds = trio.current_time() - began
-            ended = attrs.evolve(row, state="finished", provider=box.provider, seconds=seconds, cost=trial.spent)
-            await engine.store.finish(ended, trial.row, ())
-            await trial.release()
-        trial.closed()
+        if trial.row.kept:
+            box.close()
+        await box.destroy()
 
 
-async def _pump(process: Process, send: trio.MemorySendChannel[Output | Artifact | Exit | Exception]) -> None:
-    async with send:
-        try:
-            async with process.events() as events:
-                async for event in events:
-                    await send.send(event)
-                    if isinstance(event, Exit):
-                        return
-            await send.send(StreamLost("the output ended without an exit"))
-        except Exception as exc:
-            await send.send(exc)
+def _price(trial: Trial, seconds: float) -> Decimal | None:
+    """The most that `seconds` of life can cost in US dollars, or None where the price is unknown."""
+    rates = trial.engine.accounts.providers[trial.row.provider].rates
+    return None if rates is None else cost(rates, trial.candidate.offer, seconds, 1.0)
 
 
-async def _chunks(source: bytes | Path) -> AsyncIterator[bytes]:
-    if isinstance(source, Path):
-        try:
-            file = await trio.open_file(source, "rb")
-        except OSError as exc:
-            raise InvalidInput("source", "a local file that can be read", str(source)) from exc
-        async with file:
-            while chunk := await file.read(CHUNK):
-                yield chunk
-        return
-    for start in range(0, len(source), CHUNK):
-        yield source[start : start + CHUNK]
+def _directory(path: str) -> str:
+    """A path that may be the work area itself. Raises `InvalidInput` for one that leaves it."""
+    if path in ("", "."):
+        return "."
+    refuse_escape("path", path)
+    return path

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 import attrs
 
+from sandstorm._check import number
 from sandstorm._constraints import Constraints
 from sandstorm._errors import InvalidInput
 from sandstorm._spec import SandboxSpec
@@ -133,6 +134,26 @@ class Opener:
         return open_engine(settings, plugins, store=self._store)
 
 
+class ExecOptions(TypedDict, total=False):
+    """How a program is started in a sandbox.
+
+    Attributes:
+        stdin: What it reads; with `interactive`, what it reads first.
+        env: Environment variables beside those of the sandbox.
+        cwd: Its working directory, relative to the work area.
+        timeout: Seconds after which it is killed.
+        interactive: Whether its stdin stays open for `write`.
+        terminal: Columns and rows of a terminal for it, which makes it interactive.
+    """
+
+    stdin: bytes
+    env: Mapping[str, str] | None
+    cwd: str | None
+    timeout: float
+    interactive: bool
+    terminal: tuple[int, int] | None
+
+
 def known(options: Mapping[str, Any], shape: type) -> None:
     """Raises `InvalidInput` for a keyword argument that `shape` does not have."""
     for name in options:
@@ -152,8 +173,12 @@ def task_of(code: str | None, language: str | None, options: Mapping[str, Any], 
     return task
 
 
-def request_of(engine: Engine, task: Task | None, options: Mapping[str, Any], lifetime: float | None = None) -> Request:
+def request_of(
+    engine: Engine, task: Task | None, options: Mapping[str, Any], lifetime: float | None = None, *, keep: bool = False
+) -> Request:
     """The request that the arguments of a call describe. Raises `InvalidInput`."""
+    if lifetime is not None:
+        lifetime = number("lifetime", "a number of seconds above 0", above=True)(lifetime)
     return engine.request(
         task,
         options.get("spec") or SandboxSpec(),
@@ -161,4 +186,5 @@ def request_of(engine: Engine, task: Task | None, options: Mapping[str, Any], li
         options.get("strategy"),
         options.get("tenant", "default"),
         lifetime,
+        keep=keep,
     )

@@ -5,10 +5,12 @@ This module loads values only. The engine, and with it trio, pluggy, cattrs and 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Unpack
+
+import attrs
 
 from sandstorm._call import (
     OnOutput,
@@ -16,26 +18,24 @@ from sandstorm._call import (
     RouteOptions,
     RunOptions,
     SettingsSource,
-    TaskOptions,
     known,
     request_of,
     task_of,
 )
 from sandstorm._constraints import Constraints
 from sandstorm._plan import Plan
-from sandstorm._result import Exit, RunResult
-from sandstorm._spec import SandboxSpec
+from sandstorm._result import RunResult
+from sandstorm._spec import Environment, SandboxSpec
 from sandstorm._task import Task
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from sandstorm._box import Box, Running
+    from sandstorm._blocking import BlockingBox
+    from sandstorm._custody import KeptSandbox
     from sandstorm._engine import Engine
-    from sandstorm._loop import Held, Loop
+    from sandstorm._loop import Loop
+    from sandstorm._prepare import Prepared
     from sandstorm._status import PluginReport, ProviderStatus, RunRecord
     from sandstorm._store import RunRow
-    from sandstorm.provider import Output
 
 
 class Sandstorm(Opener):
@@ -115,11 +115,12 @@ class Sandstorm(Opener):
         One task's failure does not end the others. Ending the iteration early cancels what is under way.
         """
         from sandstorm._batch import batch
+        from sandstorm._blocking import held
         from sandstorm._loop import Held
 
         known(options, RouteOptions)
         loop, engine = self._here()
-        with _held(
+        with held(
             Held(loop, lambda: batch(engine, tasks, lambda task: request_of(engine, task, options), concurrency))
         ) as results:
             while (item := loop.call(results.next)) is not None:
@@ -134,6 +135,7 @@ class Sandstorm(Opener):
         strategy: str | None = None,
         tenant: str = "default",
         lifetime: float = 3600.0,
+        keep: bool = False,
     ) -> Iterator[BlockingBox]:
         """A sandbox for several programs, destroyed at the end.
 
@@ -143,15 +145,70 @@ class Sandstorm(Opener):
             strategy: The routing strategy.
             tenant: A trusted label.
             lifetime: Seconds after which the vendor ends it at the latest.
+            keep: Whether it stays after the end, until its lifetime is over; `open_sandbox` finds it again.
         """
+        from sandstorm._blocking import BlockingBox, held
         from sandstorm._box import open_box
         from sandstorm._loop import Held
 
         loop, engine = self._here()
         where = {"spec": spec, "constraints": constraints, "strategy": strategy, "tenant": tenant}
-        request = request_of(engine, None, where, lifetime)
-        with _held(Held(loop, lambda: open_box(engine, request))) as box:
+        request = request_of(engine, None, where, lifetime, keep=keep)
+        with held(Held(loop, lambda: open_box(engine, request))) as box:
             yield BlockingBox(loop, box)
+
+    @contextmanager
+    def open_sandbox(self, sandbox: str) -> Iterator[BlockingBox]:
+        """A kept sandbox, by its id or the id of its run; it is let be at the end. Raises `InvalidInput`, `SandboxGone`."""
+        from sandstorm._blocking import BlockingBox, held
+        from sandstorm._custody import reopen
+        from sandstorm._loop import Held
+
+        loop, engine = self._here()
+        with held(Held(loop, lambda: reopen(engine, sandbox))) as box:
+            yield BlockingBox(loop, box)
+
+    def sandboxes(self) -> tuple[KeptSandbox, ...]:
+        """Every kept sandbox that is there now."""
+        from sandstorm._custody import kept_sandboxes
+
+        loop, engine = self._here()
+        return loop.call(kept_sandboxes, engine)
+
+    def detach(
+        self,
+        code: str | None = None,
+        language: str | None = None,
+        *,
+        lifetime: float | None = None,
+        **options: Unpack[RunOptions],
+    ) -> str:
+        """The id of a run that goes on without this process, for `attach`; returns once the program has been started.
+
+        `lifetime` is in seconds; by default what it wrote can be collected for ten minutes after its timeout.
+        """
+        from sandstorm._custody import COLLECT_SECONDS, detach
+
+        task = task_of(code, language, options)
+        loop, engine = self._here()
+        seconds = task.timeout + COLLECT_SECONDS if lifetime is None else lifetime
+        return loop.call(detach, engine, request_of(engine, task, options, seconds, keep=True))
+
+    def attach(self, run_id: str, *, on_output: OnOutput | None = None) -> RunResult:
+        """What came of a detached run, waited for; its sandbox is released then. Raises `OutcomeUnknown` where it is gone."""
+        from sandstorm._custody import attach
+
+        loop, engine = self._here()
+        return loop.call(attach, engine, run_id, on_output)
+
+    def prepare(self, environment: Environment, **options: Unpack[RouteOptions]) -> Prepared:
+        """Builds an environment where a run that asks for it would go, so that the run need not wait."""
+        from sandstorm._prepare import PLANNED_SECONDS, prepare
+
+        known(options, RouteOptions)
+        spec = attrs.evolve(options.get("spec") or SandboxSpec(), environment=environment)
+        loop, engine = self._here()
+        return loop.call(prepare, engine, request_of(engine, None, {**options, "spec": spec}, PLANNED_SECONDS))
 
     def runs(self, *, limit: int = 20, tenant: str | None = None) -> Sequence[RunRow]:
         """The newest runs of the journal."""
@@ -185,94 +242,3 @@ class Sandstorm(Opener):
             loop = Loop(self._open_engine)
             self._opened = loop, loop.start()
         return self._opened
-
-
-class BlockingBox:
-    """A sandbox, for blocking code. Made by `Sandstorm.sandbox`."""
-
-    def __init__(self, loop: Loop, box: Box) -> None:
-        self._loop = loop
-        self._box = box
-        self.id = box.id
-        self.provider = box.provider
-        self.isolation = box.isolation
-        self.plan = box.plan
-
-    @property
-    def native(self) -> object:
-        """The vendor's own handle."""
-        return self._box.native
-
-    def run(
-        self,
-        code: str | None = None,
-        language: str | None = None,
-        *,
-        on_output: OnOutput | None = None,
-        **options: Unpack[TaskOptions],
-    ) -> RunResult:
-        """What came of a program that runs to its end here."""
-        task = task_of(code, language, options, TaskOptions)
-        return self._loop.call(self._box.run, task, on_output)
-
-    @contextmanager
-    def exec(self, *argv: str, stdin: bytes = b"", env: Mapping[str, str] | None = None, cwd: str | None = None,
-             timeout: float = 300.0) -> Iterator[BlockingRunning]:  # fmt: skip
-        """A program whose output is handed out as it comes; it is killed where the context ends first."""
-        from sandstorm._loop import Held
-
-        held = Held(self._loop, lambda: self._box.exec(argv, stdin=stdin, env=env, cwd=cwd, timeout=timeout))
-        with _held(held) as running:
-            yield BlockingRunning(self._loop, running)
-
-    def upload(self, path: str, source: bytes | Path) -> None:
-        """Writes a file in the work area from bytes or from a local file; parents are made."""
-        self._loop.call(self._box.upload, path, source)
-
-    def download(self, path: str) -> bytes:
-        """The contents of a file in the work area. Raises `FileNotFoundError`."""
-        return self._loop.call(self._box.download, path)
-
-    def download_to(self, path: str, target: Path) -> int:
-        """Writes a file of the work area to a local file; its size in bytes."""
-        return self._loop.call(self._box.download_to, path, target)
-
-
-class BlockingRunning:
-    """A program under way: iterate for its output; `exit` is set once that has ended."""
-
-    def __init__(self, loop: Loop, running: Running) -> None:
-        self._loop = loop
-        self._running = running
-
-    @property
-    def exit(self) -> Exit | None:
-        """How the program ended, or None while it runs."""
-        return self._running.exit
-
-    def __iter__(self) -> BlockingRunning:
-        return self
-
-    def __next__(self) -> Output:
-        output = self._loop.call(self._running.next)
-        if output is None:
-            raise StopIteration
-        return output
-
-    def kill(self) -> None:
-        """Ends the program and everything that it started."""
-        self._loop.call(self._running.kill)
-
-
-@contextmanager
-def _held(held: Held[Any]) -> Iterator[Any]:
-    """The value of a context that is held in the loop; it ends with the block, also after Ctrl-C."""
-    try:
-        value = held.entered.result()
-        yield value
-    except BaseException:
-        held.job.cancel() if not held.entered.done() else held.leave()
-        held.job.future.exception()
-        raise
-    held.leave()
-    held.job.future.result()

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from decimal import Decimal
 from secrets import token_hex
+from typing import TypeVar
 
 import attrs
 import trio
@@ -27,17 +28,20 @@ from sandstorm._plugins import Plugins
 from sandstorm._program import Program, fitted, program
 from sandstorm._quote import ZERO
 from sandstorm._result import Attempt, Exit, Outcome, RunResult
+from sandstorm._secrets import resolve
 from sandstorm._settings import Settings, default_store_url
 from sandstorm._sinks import Sinks
 from sandstorm._spec import SandboxSpec
 from sandstorm._store import AttemptRow, RunRow, Store
 from sandstorm._task import Task
-from sandstorm.provider import FULL, Output, Provider
+from sandstorm.provider import FULL, Command, Output, Provider, Sandbox
 
 OVERHEAD_SECONDS = 120.0
 """Life that a sandbox is given beyond its program's timeout: for files, and for the destroy to arrive."""
 
 OnOutput = Callable[[Output], None]
+Made = TypeVar("Made")
+Use = Callable[[Trial, RunRow], Awaitable[Made]]
 
 
 @attrs.define
@@ -83,20 +87,29 @@ class Engine:
         strategy: str | None = None,
         tenant: str = "default",
         lifetime: float | None = None,
+        *,
+        keep: bool = False,
     ) -> Request:
-        """A decoded call. Raises `InvalidInput` for a language or strategy that is not known."""
+        """A decoded call. Raises `InvalidInput` for a language or snapshot that cannot be."""
+        if spec.snapshot is not None and not all(spec.snapshot.partition("/")):
+            raise InvalidInput("snapshot", "the name of a snapshot, such as local/ss-1a2b", spec.snapshot)
         if task is not None:
             spec = fitted(spec, task, self.languages)
             program(task, self.languages, "")
         return Request(
-            id=f"{int(self.wall() * 1_000_000):014x}{token_hex(5)}",
+            id=self.new_id(),
             task=task,
             spec=spec,
             constraints=constraints,
             strategy=strategy or self.settings.strategy,
             tenant=tenant,
-            lifetime=lifetime if task is None and lifetime else (task.timeout if task else 3600.0) + OVERHEAD_SECONDS,
+            lifetime=lifetime or (task.timeout if task else 3600.0) + OVERHEAD_SECONDS,
+            keep=keep,
         )
+
+    def new_id(self) -> str:
+        """An id that nothing had before, and that sorts by time."""
+        return f"{int(self.wall() * 1_000_000):014x}{token_hex(5)}"
 
     async def plan(self, request: Request) -> Plan:
         """The decision; runs nothing. Raises `Denied`. A plan without candidates says why in its exclusions."""
@@ -117,17 +130,21 @@ class Engine:
         Raises `Denied`, `NoCandidate`, `RunFailed` (it did not start), `OutcomeUnknown` (it may have run), and the
         caller's mistakes as the provider names them.
         """
-        assert request.task is not None
         began = trio.current_time()
-        plan = await self.planned(request)
+        listener = None if on_output is None else Listener(on_output)
+        return await self.first(request, lambda trial, row: self._try(trial, row, began, listener), listener)
+
+    async def first(self, request: Request, use: Use[Made], listener: Listener | None = None, plan: Plan | None = None) -> Made:
+        """What `use` makes of the first candidate of the plan that does not fail. Raises as `run` does."""
+        plan = plan or await self.planned(request)
         secret_values = await self.secrets(request.spec.secrets)
         row = self.recorder.planned(plan)
-        listener = None if on_output is None else Listener(on_output)
         failed: list[Attempt] = []
         for number, ranked in enumerate(plan.candidates, 1):
             trial = self.trial(plan, ranked, number, secret_values)
+            trial.failed = tuple(failed)
             try:
-                return await self._try(trial, row, failed, began, listener)
+                return await use(trial, row)
             except Failed as failure:
                 failed.append(await trial.fail(failure))
                 error = self._verdict(failure, failed, plan, listener)
@@ -139,7 +156,8 @@ class Engine:
                 state = "cancelled" if isinstance(exc, trio.Cancelled) else "failed"
                 with trio.CancelScope(shield=True):
                     if not trial.abandoned:
-                        await trial.fail(Failed(given_up(exc), started=trial.row.state == "started"))
+                        started = trial.row.state == "started" and request.task is not None
+                        await trial.fail(Failed(given_up(exc), started=started))
                     await self.give_up(row, given_up(exc), secret_values, state)
                 raise
         started = any(attempt.outcome is Outcome.MAYBE_STARTED for attempt in failed)
@@ -149,10 +167,10 @@ class Engine:
 
     def _verdict(self, failure: Failed, failed: Sequence[Attempt], plan: Plan, listener: Listener | None) -> Exception | None:
         """What the caller is told of a failed attempt; None where the next candidate is tried."""
-        assert plan.request.task is not None
         if listener is not None and listener.error is not None:
             return listener.error
-        if failure.started and plan.request.task.effects == "unknown":
+        task = plan.request.task
+        if failure.started and task is not None and task.effects == "unknown":
             return OutcomeUnknown(failed, plan)
         return None if failure.movable else failure.cause
 
@@ -182,12 +200,11 @@ class Engine:
             expires_at=at + CREATE_SECONDS + plan.request.lifetime,
             exposure=candidate.quote.high,
             created_at=at,
+            kept=plan.request.keep,
         )
         return Trial(engine=self, plan=plan, candidate=candidate, row=row, secrets=secret_values)
 
-    async def _try(
-        self, trial: Trial, row: RunRow, failed: Sequence[Attempt], began: float, on_output: OnOutput | None
-    ) -> RunResult:
+    async def _try(self, trial: Trial, row: RunRow, began: float, on_output: OnOutput | None) -> RunResult:
         task = trial.plan.request.task
         assert task is not None
         prepared = program(task, self.languages, trial.row.id)
@@ -202,38 +219,43 @@ class Engine:
             got = await trial.follow(process, prepared.commands[0], on_output)
             outputs: dict[str, bytes] = {}
         else:
-            got = await self._steps(trial, prepared, on_output)
+            got = await self.steps(trial, prepared, on_output)
             outputs = await trial.fetch(trial.sandbox, task.outputs) if trial.sandbox and task.outputs else {}
-        return await self._finish(trial, row, failed, got, outputs, (began, started))
+        return await self.finish(trial, row, got, outputs, (began, started))
 
-    async def _steps(self, trial: Trial, prepared: Program, on_output: OnOutput | None) -> Capture:
+    async def steps(self, trial: Trial, prepared: Program, on_output: OnOutput | None) -> Capture:
         """Compile steps and the program in one sandbox; stops at the first step that does not succeed."""
         sandbox = await trial.create(prepared.files)
         *compiling, running = prepared.commands
-        for command in compiling:
+        failed = await self.compiled(trial, sandbox, compiling)
+        return failed or await trial.follow(await trial.start(sandbox, running), running, on_output)
+
+    async def compiled(self, trial: Trial, sandbox: Sandbox, commands: Sequence[Command]) -> Capture | None:
+        """What the first compile step said that did not succeed, or None where all did."""
+        for command in commands:
             got = await trial.follow(await trial.start(sandbox, command), command, None)
             assert got.exit is not None
             if not got.exit.ok:
                 got.exit = Exit(kind="compile-error", code=got.exit.status)
                 return got
-        return await trial.follow(await trial.start(sandbox, running), running, on_output)
+        return None
 
-    async def _finish(
+    async def finish(
         self,
         trial: Trial,
         row: RunRow,
-        failed: Sequence[Attempt],
         got: Capture,
         outputs: dict[str, bytes],
         times: tuple[float, float],
     ) -> RunResult:
+        """The result, written down, with the sandbox released. `times` are trio's at the call and at the start."""
         assert got.exit is not None
         began, started = times
         now = trio.current_time()
         start = trial.row.start_seconds
         run_seconds = now - started if start is None else max(0.0, now - trial.began - start)
         trial.finish()
-        attempts = (*failed, trial.attempt)
+        attempts = (*trial.failed, trial.attempt)
         money = total_cost(attempts)
         offer = trial.candidate.offer
         result = RunResult(
@@ -273,7 +295,7 @@ class Engine:
                 cost=money,
             )
         )
-        attempts = (*failed, trial.attempt)
+        attempts = (*trial.failed, trial.attempt)
         total_seconds = trio.current_time() - began
         return attrs.evolve(result, attempts=attempts, cost_open=open_cost(attempts), total_seconds=total_seconds)
 
@@ -286,17 +308,8 @@ class Engine:
             await self.store.finish(ended, None, ())
 
     async def secrets(self, names: Sequence[str]) -> dict[str, str]:
-        """The values of secrets. Raises `InvalidInput` for one that no source has."""
-        found = {}
-        for name in names:
-            for source in self.plugins.secrets():
-                value = await source.lookup(name)
-                if value is not None:
-                    found[name] = value
-                    break
-            else:
-                raise InvalidInput("spec.secrets", "the name of a secret that an installed source has", name)
-        return found
+        """The values of secrets, looked up now. Raises `InvalidInput` for one that no source has."""
+        return await resolve(names, self.plugins.secrets())
 
     # --- events ------------------------------------------------------------------------------------------
 

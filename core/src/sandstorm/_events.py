@@ -9,6 +9,7 @@ from typing import Protocol
 import attrs
 
 from sandstorm._result import Exit, Outcome
+from sandstorm._spec import Environment
 
 
 @attrs.frozen(kw_only=True)
@@ -49,6 +50,14 @@ class AttemptOpened(Event):
     attempt: str
     provider: str
     offer: str
+
+
+@attrs.frozen(kw_only=True)
+class Preparing(Event):
+    """An environment is being built, or looked up where it was built before."""
+
+    provider: str
+    environment: Environment
 
 
 @attrs.frozen(kw_only=True)

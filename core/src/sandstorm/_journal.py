@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from decimal import Decimal
+from typing import Any
 
 import attrs
 
 from sandstorm._converter import to_json
+from sandstorm._masker import Masker
 from sandstorm._plan import Plan, Request
 from sandstorm._result import RunResult
+from sandstorm._spec import SandboxSpec
 from sandstorm._store import LedgerRow, RunRow
 from sandstorm._task import Task
-
-MASK = b"***"
 
 
 @attrs.frozen
@@ -27,9 +28,10 @@ class Recorder:
 
     keep: str = "everything"
 
-    def planned(self, plan: Plan) -> RunRow:
-        """The row of a run that has its plan."""
-        request = plan.request
+    def planned(self, plan: Plan, secrets: Iterable[str] = ()) -> RunRow:
+        """The row of a run that has its plan; the values of secrets are masked in it, where the caller wrote them out."""
+        values = tuple(secrets)
+        request = _masked_request(plan.request, Masker(values)) if values else plan.request
         kept = self._request(request)
         plan = attrs.evolve(plan, request=kept)
         return RunRow(
@@ -41,15 +43,22 @@ class Recorder:
             plan=to_json(plan),
         )
 
-    def finished(self, row: RunRow, result: RunResult, secrets: Sequence[str]) -> RunRow:
+    def finished(self, row: RunRow, result: RunResult, secrets: Iterable[str]) -> RunRow:
         """The row of a run that has its result; the values of secrets are masked in it."""
-        kept = attrs.evolve(
-            result,
-            stdout=self._output(result.stdout, secrets),
-            stderr=self._output(result.stderr, secrets),
-            outputs={path: self._output(data, secrets) for path, data in result.outputs.items()},
-            artifacts=() if self.keep == "nothing" else result.artifacts,
-        )
+        if self.keep == "nothing":
+            kept = attrs.evolve(result, stdout=b"", stderr=b"", outputs=dict.fromkeys(result.outputs, b""), artifacts=())
+        else:
+            mask = Masker(secrets)
+            kept = attrs.evolve(
+                result,
+                stdout=mask.data(result.stdout),
+                stderr=mask.data(result.stderr),
+                outputs=_masked_files(result.outputs, mask),
+                artifacts=tuple(
+                    attrs.evolve(artifact, name=mask.text(artifact.name), data=mask.data(artifact.data))
+                    for artifact in result.artifacts
+                ),
+            )
         # Without the plan, which the row has already: encoding it is the larger part of the work.
         document = {field.name: getattr(kept, field.name) for field in attrs.fields(RunResult) if field.name != "plan"}
         return attrs.evolve(
@@ -81,21 +90,48 @@ class Recorder:
             )
         return attrs.evolve(request, task=task, spec=attrs.evolve(request.spec, files={}, env={}))
 
-    def _output(self, data: bytes, secrets: Sequence[str]) -> bytes:
-        if self.keep == "nothing":
-            return b""
-        for secret in secrets:
-            if secret:
-                data = data.replace(secret.encode(), MASK)
-        return data
-
 
 def masked(text: str, secrets: Iterable[str]) -> str:
     """The text without the values of secrets, which vendors' errors may quote."""
-    for secret in secrets:
-        if secret:
-            text = text.replace(secret, MASK.decode())
-    return text
+    return Masker(secrets).text(text)
+
+
+def _masked_request(request: Request, mask: Masker) -> Request:
+    task = None if request.task is None else _masked_task(request.task, mask)
+    return attrs.evolve(request, task=task, spec=_masked_spec(request.spec, mask))
+
+
+def _masked_task(task: Task, mask: Masker) -> Task:
+    return attrs.evolve(
+        task,
+        code=None if task.code is None else mask.text(task.code),
+        argv=[mask.text(part) for part in task.argv],
+        args=[mask.text(part) for part in task.args],
+        stdin=mask.data(task.stdin),
+    )
+
+
+def _masked_spec(spec: SandboxSpec, mask: Masker) -> SandboxSpec:
+    return attrs.evolve(
+        spec,
+        env={name: mask.text(value) for name, value in spec.env.items()},
+        labels={name: mask.text(value) for name, value in spec.labels.items()},
+        files=_masked_files(spec.files, mask),
+        provider_options=_masked_options(spec.provider_options, mask),
+    )
+
+
+def _masked_options(value: Any, mask: Masker) -> Any:
+    """Free-form data, with every text in it masked."""
+    if isinstance(value, str):
+        return mask.text(value)
+    if isinstance(value, Mapping):
+        return {name: _masked_options(item, mask) for name, item in value.items()}
+    return [_masked_options(item, mask) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _masked_files(files: Mapping[str, bytes], mask: Masker) -> dict[str, bytes]:
+    return {path: mask.data(contents) for path, contents in files.items()}
 
 
 def title(request: Request) -> str:

@@ -33,6 +33,35 @@ class Recipe:
     run: tuple[str, ...] = attrs.field(default=(), converter=texts("run"))
 
 
+# Debian's compiler knows no types of Node's interfaces, and there is no network to fetch them: so they are `any`, and errors
+# that only come from types missing there (2503, 2694, 2709, 2749) do not count. All else of the program is checked.
+# Modules are CommonJS, which every Node takes from a `.js` file. No such file, and the compiler itself was ended.
+_TYPESCRIPT = """\
+cat > .node.d.ts <<'END'
+declare module "*";
+declare var process: any, require: any, module: any, exports: any, global: any, __dirname: string, __filename: string;
+declare var Buffer: any, setImmediate: any, clearImmediate: any;
+declare type Buffer = any;
+declare namespace NodeJS { type Timeout = any; type ErrnoException = any; type ProcessEnv = any }
+END
+rm -f main.js
+tsc --target es2022 --module commonjs --moduleResolution node --esModuleInterop --skipLibCheck --pretty false \
+  main.ts .node.d.ts > .errors || ! grep -vE 'error TS(2503|2694|2709|2749):' .errors | grep 'error TS' >&2 && [ -f main.js ]
+"""
+
+# A public type must be in a file of its name, and `java` must be told the type whose `main` it calls: so both are read from
+# the source, where top-level types begin at the left margin. Where that finds nothing, Java says what it expects.
+_JAVA = """\
+type='((final|abstract|sealed|non-sealed|strictfp) +)*(class|record|enum|interface) +([A-Za-z0-9_$]+).*'
+file=$(sed -nE "s/^public +$type/\\4/p" Main.java | head -n 1)
+name="s/^(public +)?$type/\\5/p"
+main=$(sed -nE "/static +void +main *[(]/ { $name; q; }; $name" Main.java | tail -n 1)
+package=$(sed -nE 's/^package +([A-Za-z0-9_.$]+) *;.*/\\1./p' Main.java | head -n 1)
+mkdir -p .classes && echo "$package${main:-Main}" > .classes/main
+[ "${file:=Main}" = Main ] || mv Main.java "$file.java"
+exec javac -J-XX:+UseSerialGC -J-XX:TieredStopAtLevel=1 -J-XX:-UsePerfData -proc:none -encoding UTF-8 -d .classes "$file.java"
+"""
+
 RECIPES = (
     Recipe(
         language="python",
@@ -51,12 +80,98 @@ RECIPES = (
         run=("node", "main.js"),
     ),
     Recipe(
+        language="typescript",
+        aliases=("ts",),
+        suffixes=(".ts",),
+        file="main.ts",
+        runtimes=("tsc", "node"),
+        compile=("sh", "-c", _TYPESCRIPT),
+        run=("node", "main.js"),
+    ),
+    Recipe(
         language="bash",
         aliases=("sh", "shell"),
         suffixes=(".sh", ".bash"),
         file="main.sh",
         runtimes=("bash",),
         run=("bash", "main.sh"),
+    ),
+    Recipe(
+        language="c",
+        suffixes=(".c",),
+        file="main.c",
+        runtimes=("gcc",),
+        compile=("gcc", "-O2", "-pipe", "-o", "main", "main.c", "-lm"),
+        run=("./main",),
+    ),
+    Recipe(
+        language="cpp",
+        aliases=("c++", "cxx"),
+        suffixes=(".cpp", ".cc", ".cxx"),
+        file="main.cpp",
+        runtimes=("g++",),
+        compile=("g++", "-std=c++20", "-O2", "-pipe", "-o", "main", "main.cpp"),
+        run=("./main",),
+    ),
+    Recipe(
+        language="rust",
+        aliases=("rs",),
+        suffixes=(".rs",),
+        file="main.rs",
+        runtimes=("rustc", "gcc"),
+        compile=("rustc", "--edition", "2021", "-O", "-C", "linker=gcc", "-o", "main", "main.rs"),
+        run=("./main",),
+    ),
+    Recipe(
+        language="go",
+        aliases=("golang",),
+        suffixes=(".go",),
+        file="main.go",
+        runtimes=("go",),
+        # The work area, since what is built of the standard library may be larger than /tmp.
+        compile=("env", "GOTMPDIR=.", "CGO_ENABLED=0", "go", "build", "-o", "main", "main.go"),
+        run=("./main",),
+    ),
+    Recipe(
+        language="java",
+        suffixes=(".java",),
+        file="Main.java",
+        runtimes=("javac", "java"),
+        compile=("sh", "-c", _JAVA),
+        run=("java", "-XX:+UseSerialGC", "-XX:-UsePerfData", "-cp", ".classes", "@.classes/main"),
+    ),
+    Recipe(
+        language="csharp",
+        aliases=("c#", "cs"),
+        suffixes=(".cs",),
+        file="main.cs",
+        runtimes=("mcs", "mono"),
+        compile=("mcs", "-nologo", "-langversion:latest", "-optimize", "-r:System.Numerics.dll", "-out:main.exe", "main.cs"),
+        run=("mono", "main.exe"),
+    ),
+    Recipe(
+        language="php",
+        suffixes=(".php",),
+        file="main.php",
+        runtimes=("php",),
+        # Without a php.ini, and there may be none, errors would go to stdout and be told twice.
+        run=("php", "-d", "display_errors=stderr", "-d", "log_errors=0", "main.php"),
+    ),
+    Recipe(
+        language="ruby",
+        aliases=("rb",),
+        suffixes=(".rb",),
+        file="main.rb",
+        runtimes=("ruby",),
+        run=("ruby", "main.rb"),
+    ),
+    Recipe(
+        language="r",
+        aliases=("rscript",),
+        suffixes=(".r",),
+        file="main.R",
+        runtimes=("Rscript",),
+        run=("Rscript", "main.R"),
     ),
 )
 

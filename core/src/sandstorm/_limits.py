@@ -30,7 +30,7 @@ class Limit:
 
 
 class SecretSource(Protocol):
-    """Where secrets come from."""
+    """Where secrets come from. What a lookup raises ends the run, so its text must never quote a value."""
 
     @property
     def name(self) -> str:
@@ -38,5 +38,5 @@ class SecretSource(Protocol):
         ...
 
     async def lookup(self, secret: str) -> str | None:
-        """The value of a secret, or None where this source does not have it."""
+        """The value of a secret, or None where this source does not have it. Called for every run anew."""
         ...

@@ -18,6 +18,8 @@ ABILITIES = (
     "Prepare",
     "OneShot",
     "Interpreter",
+    "Files",
+    "Watch",
     "Ports",
     "Pause",
     "Snapshot",
@@ -25,10 +27,15 @@ ABILITIES = (
     "Extend",
     "Metered",
     "LiveRates",
+    "Detach",
     "Gpu",
     "NetworkRules",
 )
-"""The names of the ability protocols in `sandstorm.provider`."""
+"""The names of the ability protocols in `sandstorm.provider`, and of three abilities that need no method.
+
+`Detach`: what is ordered with `keep`, and commands that are `detached`, go on without the router. `Gpu`, `NetworkRules`: the
+offer says which.
+"""
 
 
 @attrs.frozen
@@ -157,6 +164,11 @@ class Offer:
         """Whether the ability is declared full or partial."""
         support = self.abilities.get(ability)
         return support is not None and support.usable
+
+    def reason(self, ability: str) -> str:
+        """Why the ability is not full, for people; empty where it is."""
+        support = self.abilities.get(ability)
+        return "it does not say whether it can" if support is None else support.reason
 
 
 @attrs.frozen(kw_only=True)

@@ -23,6 +23,7 @@ class Request:
         strategy: The name of the routing strategy.
         tenant: A trusted label.
         lifetime: Seconds of life that the vendor is asked to enforce.
+        keep: Whether the sandbox is to outlive the router.
     """
 
     id: str
@@ -32,6 +33,7 @@ class Request:
     strategy: str = "cheapest"
     tenant: str = "default"
     lifetime: float
+    keep: bool = False
 
 
 @attrs.frozen(kw_only=True)

@@ -8,14 +8,14 @@ from decimal import Decimal
 
 import attrs
 
-from sandstorm._constraints import Constraints, matches
+from sandstorm._constraints import matches
 from sandstorm._errors import Denied, InvalidInput, NotSupported, PluginError
 from sandstorm._knowledge import Knowledge, Strategy
 from sandstorm._offer import Declined, Facts, Offer
 from sandstorm._plan import Candidate, Excluded, Exclusion, Plan, Ranked, Request
 from sandstorm._plugins import Plugins
 from sandstorm._quote import Quote, Usage, quote
-from sandstorm._spec import isolation_rank
+from sandstorm._spec import isolation_rank, own_snapshot, snapshot_account
 from sandstorm.provider import Provider
 
 SHORTEST_SECONDS = 0.1
@@ -57,15 +57,15 @@ class Planner:
         others = any(not provider.traits.by_invitation for provider in self.providers)
         invited, excluded = [], []
         for provider in self.providers:
-            ruled = self._uninvited(provider, request.constraints, others)
+            ruled = self._uninvited(provider, request, others)
             if ruled is None:
                 invited.append(provider)
             else:
                 excluded.append(Excluded(provider=provider.name, offer="*", by=ruled))
         return tuple(invited), tuple(excluded)
 
-    def _uninvited(self, provider: Provider, wanted: Constraints, others: bool) -> Exclusion | None:
-        account = provider.name
+    def _uninvited(self, provider: Provider, request: Request, others: bool) -> Exclusion | None:
+        account, wanted, snapshot = provider.name, request.constraints, request.spec.snapshot
         if wanted.pin is not None and not matches(account, wanted.pin):
             return _rule("pin", f"the request pins {wanted.pin}")
         if wanted.only and not any(matches(account, name) for name in wanted.only):
@@ -76,6 +76,8 @@ class Planner:
         if missing:
             return _rule("attestation", "it is not known to have " + ", ".join(missing))
         named = wanted.names(account) or any(matches(account, name) for name in self.invited)
+        if snapshot is not None and snapshot_account(snapshot) != account:
+            return _rule("snapshot", f"the snapshot {snapshot} is not one of its account")
         if provider.traits.by_invitation and others and not named:
             return _rule("invitation", "it takes part only where it is named, since another account is configured")
         return None
@@ -164,7 +166,7 @@ def _usage(request: Request, knowledge: Knowledge) -> Usage:
 
 def _offers(provider: Provider, request: Request, facts: Facts) -> Sequence[Offer | Declined]:
     try:
-        return tuple(provider.offers(request.spec, facts))
+        return tuple(provider.offers(own_snapshot(request.spec), facts))
     except Exception as exc:
         reason = f"{type(exc).__name__}: {exc}"
         return (Declined(provider=provider.name, rule="raised", reason=reason, id="*"),)
@@ -187,6 +189,10 @@ def _screen(request: Request, candidate: Candidate) -> list[Exclusion]:
         rules.append(_rule("regions", f"it is {where}, and the request allows only " + ", ".join(wanted.regions)))
     if offer.lifetime < request.lifetime and not offer.extendable:
         rules.append(_rule("lifetime", f"it ends after {offer.lifetime:g} s, and {request.lifetime:g} s are needed"))
+    if request.keep and not offer.can("Detach"):
+        rules.append(_rule("detach", f"what runs there does not outlive the router: {offer.reason('Detach')}"))
+    if spec.snapshot is not None and not offer.can("Snapshot"):
+        rules.append(_rule("snapshot", f"it has no snapshots: {offer.reason('Snapshot')}"))
     if spec.ports and not offer.can("Ports"):
         rules.append(_rule("ports", "it cannot make ports reachable"))
     if wanted.max_cost is not None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from sandstorm._settings import Settings
 
 BUILTINS = (
+    ("secrets", "sandstorm._secrets:SecretsPlugin"),
     ("sqlite", "sandstorm._sqlite:SqlitePlugin"),
     ("strategies", "sandstorm._strategies:StrategiesPlugin"),
 )

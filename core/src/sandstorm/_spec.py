@@ -150,6 +150,7 @@ class SandboxSpec:
         idle_timeout: Seconds without activity after which the sandbox may end; None for the provider's own.
         labels: Labels for the ledger and for policies.
         environment: What is installed.
+        snapshot: The snapshot whose files are in the work area first, as `account/id`; only that account can do it.
         provider_options: Per provider name, options that are passed to its create call untouched.
     """
 
@@ -171,6 +172,7 @@ class SandboxSpec:
     )
     labels: dict[str, str] = attrs.field(factory=dict, converter=table("labels", lambda where, value: text(where)(value)))
     environment: Environment = attrs.field(factory=Environment, converter=_instance("environment", Environment, "an Environment"))
+    snapshot: str | None = attrs.field(default=None, converter=text("snapshot", "the name of a snapshot", optional=True, filled=True))
     provider_options: dict[str, dict[str, Any]] = attrs.field(factory=dict, converter=table("provider_options", _options))
 
     def __attrs_post_init__(self) -> None:
@@ -179,6 +181,16 @@ class SandboxSpec:
                 raise InvalidInput("env", "names without '='", name)
         for path in self.files:
             refuse_escape("files", path)
+
+
+def snapshot_account(snapshot: str) -> str:
+    """The account that made a snapshot, which is named `account/id`."""
+    return snapshot.partition("/")[0]
+
+
+def own_snapshot(spec: SandboxSpec) -> SandboxSpec:
+    """The spec as its account's adapter sees it: the snapshot by the vendor's id alone."""
+    return spec if spec.snapshot is None else attrs.evolve(spec, snapshot=spec.snapshot.partition("/")[2])
 
 
 def refuse_escape(field: str, path: str) -> None:

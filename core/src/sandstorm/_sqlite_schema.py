@@ -36,6 +36,8 @@ ATTEMPT_PROGRESS = (
     "error_class",
     "create_seconds",
     "start_seconds",
+    "kept",
+    "process",
 )
 ATTEMPT_COLUMNS = (*ATTEMPT_IDENTITY, *ATTEMPT_PROGRESS)
 LEDGER_COLUMNS = ("attempt", "run", "tenant", "provider", "kind", "amount", "basis", "at")
@@ -98,6 +100,10 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "CREATE INDEX ledger_run ON ledger (run)",
         "CREATE TABLE observations (key TEXT NOT NULL PRIMARY KEY, data TEXT NOT NULL)",
         "CREATE TABLE facts (provider TEXT NOT NULL PRIMARY KEY, at REAL NOT NULL, ttl REAL NOT NULL, data TEXT NOT NULL)",
+    ),
+    (
+        "ALTER TABLE attempts ADD COLUMN kept INTEGER NOT NULL DEFAULT 0",
+        "ALTER TABLE attempts ADD COLUMN process TEXT",
     ),
 )
 """One entry for each schema version; `PRAGMA user_version` says how many of them a file has had."""

@@ -40,6 +40,8 @@ class AttemptRow:
         created_at: Wall-clock seconds.
         create_seconds: From the call of create to the sandbox.
         start_seconds: From the call of create to the program running.
+        kept: Whether it outlives its router, until `expires_at`.
+        process: The vendor's id of its detached program, or None.
     """
 
     id: str
@@ -61,6 +63,8 @@ class AttemptRow:
     created_at: float
     create_seconds: float | None = None
     start_seconds: float | None = None
+    kept: bool = attrs.field(default=False, converter=bool)
+    process: str | None = None
 
 
 OPEN_STATES = ("intent", "bound", "started", "releasing", "ambiguous")

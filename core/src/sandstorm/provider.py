@@ -31,6 +31,7 @@ from sandstorm._errors import (
     SandboxLost,
     StreamLost,
 )
+from sandstorm._files import FileChange, FileInfo
 from sandstorm._hookspecs import hookimpl
 from sandstorm._languages import Recipe, recipe_runtimes
 from sandstorm._offer import (
@@ -66,6 +67,7 @@ class Order:
         dispatch_by: Trio clock time after which the adapter must refuse to send, with `ProviderDown`.
         lifetime: Seconds after which the vendor is to end the sandbox, whatever happens to the router.
         secrets: Environment variables whose values never reach a log, a label or an error.
+        keep: Whether it has to outlive the router. Where not, an adapter that can end it with its router does so.
     """
 
     spec: SandboxSpec
@@ -73,6 +75,7 @@ class Order:
     marker: Marker
     dispatch_by: float
     lifetime: float
+    keep: bool = False
     secrets: Mapping[str, str] = attrs.field(factory=dict, repr=False)
 
 
@@ -88,6 +91,9 @@ class Command:
         timeout: Seconds after which the whole process tree is killed.
         output_limit: Bytes of stdout and stderr together, after which the whole tree is killed.
         start_id: Names this start, so that sending it again does not start it twice.
+        interactive: Whether stdin stays open for `Interactive.write` after those bytes.
+        terminal: Columns and rows of a terminal of its own, or None. Its output is then all `stdout`, and it is interactive.
+        detached: Whether it goes on when nobody follows it any more, up to its timeout.
     """
 
     argv: tuple[str, ...]
@@ -97,6 +103,9 @@ class Command:
     timeout: float
     output_limit: int = 16 * 1024 * 1024
     start_id: str = ""
+    interactive: bool = False
+    terminal: tuple[int, int] | None = None
+    detached: bool = False
 
 
 @attrs.frozen
@@ -118,6 +127,8 @@ class ResourceInfo:
         kind: `sandbox`, `image`, `snapshot` or `policy`.
         state: The vendor's word for its state.
         created_at: Wall-clock seconds since 1970, or None where the vendor does not say.
+        expires_at: Likewise: when the vendor ends it by itself.
+        idle: Seconds without activity, or None where the vendor does not say.
     """
 
     id: str
@@ -125,6 +136,8 @@ class ResourceInfo:
     kind: str = "sandbox"
     state: str = "running"
     created_at: float | None = None
+    expires_at: float | None = None
+    idle: float | None = None
 
 
 class Process(Protocol):
@@ -277,8 +290,42 @@ class Prepare(Protocol):
 class Interpreter(Protocol):
     """Of a sandbox: runs code in a process that keeps its state."""
 
-    async def run_cell(self, code: str, language: str, timeout: float) -> Process:
-        """Runs one cell; its events carry `Artifact`s too."""
+    async def run_cell(self, code: str, language: str, command: Command) -> Process:
+        """Runs one cell; its events carry `Artifact`s too. Of `command` the limits and the start id count.
+
+        A cell that is past its timeout or its output limit ends the interpreter, and its state with it; the next cell
+        begins anew.
+        """
+        ...
+
+
+@runtime_checkable
+class Files(Protocol):
+    """Of a sandbox: looks after its files. Paths are relative to the work area, which is `"."`."""
+
+    def list(self, path: str, *, recursive: bool = False) -> AbstractAsyncContextManager[AsyncIterator[FileInfo]]:
+        """What is in a directory, itself excluded; links are not followed. Raises `FileNotFoundError`."""
+        ...
+
+    async def stat(self, path: str) -> FileInfo:
+        """One entry; a link is not followed. Raises `FileNotFoundError`."""
+        ...
+
+    async def make_directory(self, path: str) -> None:
+        """Makes a directory, parents included. Succeeds if it is there."""
+        ...
+
+    async def remove(self, path: str) -> None:
+        """Removes a file, a link, or a directory with all that is in it. Raises `FileNotFoundError`."""
+        ...
+
+
+@runtime_checkable
+class Watch(Protocol):
+    """Of a sandbox: says which files change."""
+
+    def watch(self, path: str) -> AbstractAsyncContextManager[AsyncIterator[FileChange]]:
+        """The changes in a directory, without those in the directories below it, from now on."""
         ...
 
 
@@ -287,7 +334,7 @@ class Ports(Protocol):
     """Of a sandbox: reaches what listens inside."""
 
     async def url(self, port: int) -> str:
-        """The address at which the port can be reached."""
+        """The address at which the port can be reached, such as `http://127.0.0.1:41234`."""
         ...
 
 
@@ -372,6 +419,9 @@ __all__ = [
     "Extend",
     "Facts",
     "Figure",
+    "FileChange",
+    "FileInfo",
+    "Files",
     "Fork",
     "Gpu",
     "Interactive",
@@ -412,6 +462,7 @@ __all__ = [
     "StreamLost",
     "Support",
     "Traits",
+    "Watch",
     "check_dispatch",
     "hookimpl",
     "isolation_rank",

@@ -89,7 +89,7 @@ _ERRORS: dict[str, Callable[[], Exception]] = {
 KINDS = (*_ERRORS, "delay", "hang")
 """How a step can fail: every error class of the contract, an error of no such class, a late answer, and none at all."""
 
-_PASSED = ("OneShot", "Reconnect", "Gpu", "NetworkRules")
+_PASSED = ("OneShot", "Reconnect", "Detach", "Gpu", "NetworkRules")
 _NOT_PASSED = Support("not-implemented", "the chaos provider does not pass it through")
 
 

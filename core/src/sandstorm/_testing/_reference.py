@@ -20,8 +20,10 @@ from sandstorm.provider import (
     FULL,
     Command,
     Declined,
+    Environment,
     Facts,
     Figure,
+    FileInfo,
     Offer,
     Order,
     Output,
@@ -46,6 +48,9 @@ REFERENCE_RATES = RateCard(
     confidence="own",
 )
 """Rates in the order of magnitude of the vendors': 0.00001 USD per vCPU-second, 0.000002 USD per GiB-second."""
+
+
+_ABILITIES = ("Reconnect", "Prepare", "Files", "Ports", "Snapshot", "Fork", "Extend", "Detach")
 
 
 def reference_traits(
@@ -134,8 +139,8 @@ class ReferenceProvider:
             return "region", f"is not in the region {spec.region}"
         if spec.gpu is not None:
             return "gpu", "has no accelerators"
-        if spec.environment.image is not None or spec.environment.requirements:
-            return "environment", "cannot give an image or requirements"
+        if spec.environment.image is not None:
+            return "environment", "cannot give an image"
         return None
 
     def _offer(self, spec: SandboxSpec) -> Offer:
@@ -149,8 +154,9 @@ class ReferenceProvider:
             isolation=self._isolation,
             isolation_detail="Nothing runs: a toy language is interpreted in memory.",
             network=self._network,
-            abilities={"OneShot": one_shot, "Reconnect": FULL},
+            abilities={"OneShot": one_shot, **dict.fromkeys(_ABILITIES, FULL)},
             lifetime=self._lifetime,
+            extendable=False,
             spot=self._spot,
         )
 
@@ -182,6 +188,11 @@ class ReferenceSession:
         box = self._vendor.create(order)
         await self._ready(box)
         return ReferenceSandbox(self, self._vendor, box)
+
+    async def prepare(self, environment: Environment, marker: str) -> str:
+        """The name of an environment, built once."""
+        await self.send("prepare")
+        return self._vendor.prepare(environment)
 
     async def attach(self, sandbox_id: str) -> Sandbox:
         """An existing sandbox by its id. Raises `SandboxGone`."""
@@ -275,6 +286,71 @@ class ReferenceSandbox:
             raise FileNotFoundError(path)
         async with aclosing(_each(data[at : at + CHUNK] for at in range(0, len(data), CHUNK))) as chunks:
             yield chunks
+
+    @asynccontextmanager
+    async def list(self, path: str, *, recursive: bool = False) -> AsyncIterator[AsyncIterator[FileInfo]]:
+        """What is in a directory; a directory is there as long as there is a file below it. Raises `FileNotFoundError`."""
+        await self._send("list")
+        top = _place(path)
+        below = {name: data for name, data in self._box.files.items() if name.startswith(top)}
+        if top and not below:
+            raise FileNotFoundError(path)
+        found: dict[str, FileInfo] = {}
+        for name, data in below.items():
+            parts = name[len(top) :].split("/")
+            for depth in range(1, len(parts) if recursive else 2):
+                if depth < len(parts):
+                    directory = top + "/".join(parts[:depth])
+                    found[directory] = FileInfo(path=directory, kind="directory", mode=0o755)
+            if recursive or len(parts) == 1:
+                found[name] = FileInfo(path=name, size=len(data))
+        async with aclosing(_each(found[name] for name in sorted(found))) as entries:
+            yield entries
+
+    async def stat(self, path: str) -> FileInfo:
+        """One entry. Raises `FileNotFoundError`."""
+        await self._send("stat")
+        name, top = _place(path).rstrip("/"), _place(path)
+        if name in self._box.files:
+            return FileInfo(path=name, size=len(self._box.files[name]))
+        if top and not any(each.startswith(top) for each in self._box.files):
+            raise FileNotFoundError(path)
+        return FileInfo(path=name or ".", kind="directory", mode=0o755)
+
+    async def make_directory(self, path: str) -> None:
+        """Nothing: directories come with their files."""
+        await self._send("make_directory")
+
+    async def remove(self, path: str) -> None:
+        """Removes a file, or all that are below a path. Raises `FileNotFoundError`."""
+        await self._send("remove")
+        name, top = _place(path).rstrip("/"), _place(path)
+        gone = [each for each in self._box.files if each == name or each.startswith(top)]
+        if not gone:
+            raise FileNotFoundError(path)
+        for each in gone:
+            del self._box.files[each]
+
+    async def url(self, port: int) -> str:
+        """An address at which nothing answers."""
+        await self._send("url")
+        return f"http://{self.id}.invalid:{port}"
+
+    async def snapshot(self, marker: str, retention: float) -> str:
+        """The id of a copy of its files."""
+        await self._send("snapshot")
+        return self._vendor.snapshot(self._box, marker, retention)
+
+    async def fork(self, order: Order) -> Sandbox:
+        """Another sandbox with a copy of its files."""
+        await self._send("fork")
+        check_dispatch(order, trio.current_time())
+        return ReferenceSandbox(self._session, self._vendor, self._vendor.fork(self._box, order))
+
+    async def extend(self, lifetime: float) -> None:
+        """Lets it live for `lifetime` seconds from now."""
+        await self._send("extend")
+        self._vendor.extend(self._box, lifetime)
 
     async def destroy(self) -> None:
         """Ends the sandbox. Idempotent; succeeds if it is already gone."""
@@ -377,6 +453,11 @@ class EventStream:
             await self._program.changed.wait()
         if scope.cancelled_caught:
             self._vendor.reached(at)
+
+
+def _place(path: str) -> str:
+    """The beginning of the names of all files below a directory; empty for the work area itself."""
+    return "" if path in ("", ".") else file_path(None, path) + "/"
 
 
 def _after(output: Output, offsets: Mapping[str, int]) -> Output | None:

@@ -16,6 +16,7 @@ from sandstorm._testing._program import Program
 from sandstorm.provider import (
     Command,
     Conflict,
+    Environment,
     InvalidSpec,
     Order,
     QuotaError,
@@ -144,6 +145,8 @@ class Vendor:
         self._by_marker: dict[str, list[Box]] = {}
         self._ends: list[tuple[float, str]] = []
         self._starts: Counter[str] = Counter()
+        self._snapshots: dict[str, tuple[float, dict[str, bytes]]] = {}
+        self._environments: dict[Environment, str] = {}
         self._numbers = count(1)
         self._loop: trio.lowlevel.TrioToken | None = None
         self._offset = 0.0
@@ -256,6 +259,27 @@ class Vendor:
         box.advance(now)
         return now
 
+    def extend(self, box: Box, lifetime: float) -> None:
+        """Moves the end of a sandbox to `lifetime` seconds from now."""
+        box.ends_at = self.advance(box) + lifetime
+        heapq.heappush(self._ends, (box.ends_at, box.id))
+
+    def snapshot(self, box: Box, marker: str, retention: float) -> str:
+        """The id of a copy of its files."""
+        self._snapshots[marker] = (self.advance(box) + retention, dict(box.files))
+        return marker
+
+    def fork(self, box: Box, order: Order) -> Box:
+        """Another sandbox with a copy of its files."""
+        self.advance(box)
+        other = self.create(order, "fork")
+        other.files.update(box.files)
+        return other
+
+    def prepare(self, environment: Environment) -> str:
+        """The name of an environment, built once."""
+        return self._environments.setdefault(environment, f"environment-{len(self._environments) + 1}")
+
     def kill(self, box: Box, program: Program) -> None:
         """Ends a program, unless it has ended."""
         self.advance(box)
@@ -275,7 +299,7 @@ class Vendor:
         while self._ends and self._ends[0][0] <= now:
             at, sandbox = heapq.heappop(self._ends)
             box = self._live.get(sandbox)
-            if box is not None:
+            if box is not None and box.ends_at <= now:
                 self._end(box, at, "expired", released=False)
         return now
 
@@ -303,6 +327,11 @@ class Vendor:
             raise QuotaError(f"the account may have {cap} sandboxes at once")
         sandbox = f"{self._name.replace(':', '-')}-{next(self._numbers)}"
         box = Box(sandbox_id=sandbox, order=order, created_at=now, ready_at=now + self._start_seconds)
+        if order.spec.snapshot is not None:
+            until, files = self._snapshots.get(order.spec.snapshot, (0.0, {}))
+            if until <= now:
+                raise InvalidSpec(f"there is no snapshot {order.spec.snapshot}")
+            box.files = {**files, **box.files}
         self._boxes[box.id] = self._live[box.id] = box
         self._by_marker.setdefault(order.marker, []).append(box)
         heapq.heappush(self._ends, (box.ends_at, box.id))
