@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PARTS := core sandstorm-provider-local plugins/sandstorm-cli
 EDITABLE := $(foreach part,$(PARTS),-e ./$(part))
-DEVELOP := pytest pytest-trio hypothesis ruff mypy import-linter
+DEVELOP := pytest pytest-trio hypothesis ruff mypy import-linter matplotlib
 PIP := PIP_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet
 
 .PHONY: hello test test-all check bench clean

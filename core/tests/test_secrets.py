@@ -23,7 +23,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
-from sandstorm import AsyncSandstorm, Constraints, InvalidInput, Outcome, PluginError, RunResult, SandboxSpec, Task
+from sandstorm import AsyncSandstorm, Constraints, InvalidInput, InvalidSpec, Outcome, PluginError, RunResult, SandboxSpec, Task
 from sandstorm._converter import decode
 from sandstorm._journal import Recorder
 from sandstorm._masker import MASK, SHORTEST, Masker
@@ -32,6 +32,7 @@ from sandstorm._result import Artifact, Exit
 from sandstorm._secrets import EnvironmentSource, FileSource, SecretsPlugin, SecretsSettings, resolve
 from sandstorm._sqlite import SqliteStore
 from sandstorm.policy import SecretSource
+from sandstorm.provider import Order
 from sandstorm.testing import ReferenceProvider, plugin_for
 
 SECRET = "s3cr3t+Zu/ä w%"
@@ -497,6 +498,47 @@ async def test_a_run_with_secrets(autojump_clock: MockClock, tmp_path: Path, mon
         assert "hunter2" not in stored
         assert "horse" not in stored
         assert not [value for value in ("hunter2", "horse") if value in repr((first.plan, client))]
+
+
+class Quoting(ReferenceProvider):
+    """A provider whose errors quote the secrets that it was given, as vendors do that echo the request."""
+
+    @asynccontextmanager
+    async def connect(self) -> AsyncIterator[Any]:
+        async with super().connect() as session:
+
+            class Echoing:
+                refresh, check = session.refresh, session.check
+
+                async def create(self, order: Order) -> None:
+                    said = ValueError("x" * 490 + order.secrets["TOKEN"])
+                    raise InvalidSpec(f"bad request: {order.secrets['TOKEN']}") from said
+
+            yield Echoing()
+
+
+async def test_an_error_that_quotes_a_secret(autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the error that the caller gets, with all that led to it, nor the journal has it."""
+    monkeypatch.setenv("SANDSTORM_SECRET_TOKEN", "hunter2-first")
+    store = SqliteStore("sqlite://", inline=True)
+    plugins = [("testing", plugin_for(Quoting("only")))]
+    async with AsyncSandstorm(plugins=plugins, store=store) as client:
+        with pytest.raises(InvalidSpec) as caught:
+            await client.run("out a", "python", spec=SandboxSpec(secrets=["TOKEN"]))
+        assert str(caught.value) == "bad request: ***"
+        assert "hunter2" not in "".join(traceback.format_exception(caught.value))
+        (run,) = await store.runs()
+        assert "hunter2" not in repr(await store.run(run.id))
+
+
+async def test_a_command_that_quotes_a_secret(autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the caller wrote into the command itself is masked in the journal too."""
+    monkeypatch.setenv("SANDSTORM_SECRET_TOKEN", "hunter2-first")
+    store = SqliteStore("sqlite://", inline=True)
+    async with opened(store) as client:
+        await client.run(argv=["out", "hunter2-first"], spec=SandboxSpec(secrets=["TOKEN"]))
+        (run,) = await store.runs()
+        assert "hunter2" not in repr(await store.run(run.id))
 
 
 async def test_missing_secret_of_a_run(autojump_clock: MockClock) -> None:

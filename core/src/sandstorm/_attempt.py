@@ -182,7 +182,7 @@ class Trial:
 
     async def lost(self, cause: Exception) -> None:
         """Writes down that it is gone with what its program did unknown."""
-        self._set(error=masked(_one_line(cause), self.secrets.values()), error_class=type(cause).__name__)
+        self._set(error=self._told(cause), error_class=type(cause).__name__)
         await self.ended()
 
     async def prolong(self, expires_at: float, exposure: Decimal | None) -> None:
@@ -235,7 +235,7 @@ class Trial:
             try:
                 await self.sandbox.destroy()
             except Exception as exc:
-                self.engine.log.warning("%s: could not destroy %s: %s", self.row.provider, self.sandbox.id, exc)
+                self.engine.log.warning("%s: could not destroy %s: %s", self.row.provider, self.sandbox.id, self._told(exc))
             else:
                 self._set(state="released")
                 await self.engine.store.update(self.row, self._settled(self.spent), durable=False)
@@ -249,7 +249,7 @@ class Trial:
         self._set(
             state="ambiguous" if ambiguous else "absent" if nothing else "releasing",
             outcome=(Outcome.MAYBE_STARTED if failed.started else Outcome.NOT_STARTED).value,
-            error=masked(_one_line(failed.cause), self.secrets.values()),
+            error=self._told(failed.cause),
             error_class=type(failed.cause).__name__,
         )
         if self.sandbox is not None:
@@ -408,6 +408,11 @@ class Trial:
         released = self._move("release", self.row.exposure, "exposure")
         return [released, self._move("settle", cost, "estimated")] if cost else [released]
 
+    def _told(self, exc: Exception) -> str:
+        """What is written down of an error: without secrets, short and on one line."""
+        text = str(exc) if isinstance(exc, SandstormError) else f"{type(exc).__name__}: {exc}"
+        return " ".join(masked(text, self.secrets.values()).split())[:500]
+
     def _move(self, kind: str, amount: Decimal, basis: str) -> LedgerRow:
         return movement(self.plan, self.row.id, self.row.provider, kind, amount, basis, self.engine.wall())
 
@@ -456,8 +461,3 @@ class Creating(Generic[Made]):
 
 def _lost(exc: Exception) -> bool:
     return bool(getattr(exc, "started", False))
-
-
-def _one_line(exc: Exception) -> str:
-    text = str(exc) if isinstance(exc, SandstormError) else f"{type(exc).__name__}: {exc}"
-    return " ".join(text.split())[:500]

@@ -15,10 +15,11 @@ from sandstorm._attempt import Trial
 from sandstorm._capture import Capture, capture
 from sandstorm._errors import InvalidInput, NotSupported, OutcomeUnknown, SandboxGone
 from sandstorm._files import FileChange, FileInfo
+from sandstorm._masker import scrub
 from sandstorm._plan import Plan
-from sandstorm._program import program
+from sandstorm._program import not_compiled, program
 from sandstorm._quote import ZERO, cost
-from sandstorm._result import Exit, Outcome, RunResult
+from sandstorm._result import Outcome, RunResult
 from sandstorm._running import Running, followed
 from sandstorm._spec import refuse_escape
 from sandstorm._store import RunRow
@@ -109,6 +110,7 @@ class Box:
         try:
             got = await (self._cell(task, on_output) if keep_state else self._program(task, on_output))
         except Exception as exc:
+            scrub(exc, self._trial.secrets.values())
             if getattr(exc, "started", False):
                 lost = attrs.evolve(self._trial.attempt, error=str(exc), error_class=type(exc).__name__)
                 raise OutcomeUnknown([lost], self.plan) from exc
@@ -129,7 +131,7 @@ class Box:
         for command in compiling:
             built = await capture(await self._sandbox.start(command), command)
             if built.exit is not None and not built.exit.ok:
-                built.exit = Exit(kind="compile-error", code=built.exit.status)
+                built.exit = not_compiled(built.exit)
                 return built
         return await capture(await self._sandbox.start(running), running, on_output)
 

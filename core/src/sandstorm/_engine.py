@@ -21,13 +21,14 @@ from sandstorm._errors import InvalidInput, NoCandidate, OutcomeUnknown, RunFail
 from sandstorm._events import Event, RunFinished, RunPlanned, RunRefused
 from sandstorm._journal import Recorder
 from sandstorm._languages import Languages
+from sandstorm._masker import scrub
 from sandstorm._observatory import Observatory
 from sandstorm._plan import Plan, Ranked, Request
 from sandstorm._planner import Planner
 from sandstorm._plugins import Plugins
-from sandstorm._program import Program, fitted, program
+from sandstorm._program import Program, fitted, not_compiled, program
 from sandstorm._quote import ZERO
-from sandstorm._result import Attempt, Exit, Outcome, RunResult
+from sandstorm._result import Attempt, Outcome, RunResult
 from sandstorm._secrets import resolve
 from sandstorm._settings import Settings, default_store_url
 from sandstorm._sinks import Sinks
@@ -138,7 +139,7 @@ class Engine:
         """What `use` makes of the first candidate of the plan that does not fail. Raises as `run` does."""
         plan = plan or await self.planned(request)
         secret_values = await self.secrets(request.spec.secrets)
-        row = self.recorder.planned(plan)
+        row = self.recorder.planned(plan, secret_values.values())
         failed: list[Attempt] = []
         for number, ranked in enumerate(plan.candidates, 1):
             trial = self.trial(plan, ranked, number, secret_values)
@@ -146,6 +147,8 @@ class Engine:
             try:
                 return await use(trial, row)
             except Failed as failure:
+                if listener is None or listener.error is not failure.cause:  # what the caller's own code raises is its own
+                    scrub(failure.cause, secret_values.values())
                 failed.append(await trial.fail(failure))
                 error = self._verdict(failure, failed, plan, listener)
                 if error is not None:
@@ -236,7 +239,7 @@ class Engine:
             got = await trial.follow(await trial.start(sandbox, command), command, None)
             assert got.exit is not None
             if not got.exit.ok:
-                got.exit = Exit(kind="compile-error", code=got.exit.status)
+                got.exit = not_compiled(got.exit)
                 return got
         return None
 

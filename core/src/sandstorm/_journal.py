@@ -28,7 +28,7 @@ class Recorder:
 
     keep: str = "everything"
 
-    def planned(self, plan: Plan, secrets: Iterable[str] = ()) -> RunRow:
+    def planned(self, plan: Plan, secrets: Iterable[str]) -> RunRow:
         """The row of a run that has its plan; the values of secrets are masked in it, where the caller wrote them out."""
         values = tuple(secrets)
         request = _masked_request(plan.request, Masker(values)) if values else plan.request

@@ -87,6 +87,23 @@ class MaskedStream:
         return b"".join(given)
 
 
+def scrub(error: BaseException, secrets: Iterable[str]) -> None:
+    """Takes secrets out of the texts of an error, and of those that led to it: vendors' errors may quote them."""
+    mask = Masker(secrets)
+    seen: set[int] = set()
+    pending: list[BaseException | None] = [error]
+    while pending:
+        each = pending.pop()
+        if each is None or id(each) in seen:
+            continue
+        seen.add(id(each))
+        each.args = tuple(mask.text(value) if isinstance(value, str) else value for value in each.args)
+        for name, value in list(vars(each).items()):
+            if isinstance(value, str):
+                setattr(each, name, mask.text(value))
+        pending += [each.__cause__, each.__context__]
+
+
 def _found(data: bytes, forms: Iterable[bytes]) -> Iterator[Span]:
     """Where the forms stand; occurrences of one form that overlap or touch are one span."""
     for form in forms:

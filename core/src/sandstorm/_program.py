@@ -6,6 +6,7 @@ import attrs
 
 from sandstorm._errors import InvalidInput
 from sandstorm._languages import Languages
+from sandstorm._result import Exit
 from sandstorm._spec import SandboxSpec
 from sandstorm._task import Task
 from sandstorm.provider import Command
@@ -48,6 +49,11 @@ def with_files(spec: SandboxSpec, files: dict[str, bytes]) -> SandboxSpec:
     if taken:
         raise InvalidInput(f"spec.files.{taken[0]}", "another name, since the program itself is stored under it", taken[0])
     return attrs.evolve(spec, files={**spec.files, **files}) if files else spec
+
+
+def not_compiled(exit: Exit) -> Exit:
+    """How a program ended whose compile step did not succeed: the limit that the compiler ran into, else a compile error."""
+    return Exit(kind="compile-error", code=exit.status) if exit.kind in ("exited", "signal") else exit
 
 
 def _command(task: Task, argv: tuple[str, ...], start_id: str, stdin: bytes | None = None) -> Command:

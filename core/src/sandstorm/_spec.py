@@ -172,7 +172,9 @@ class SandboxSpec:
     )
     labels: dict[str, str] = attrs.field(factory=dict, converter=table("labels", lambda where, value: text(where)(value)))
     environment: Environment = attrs.field(factory=Environment, converter=_instance("environment", Environment, "an Environment"))
-    snapshot: str | None = attrs.field(default=None, converter=text("snapshot", "the name of a snapshot", optional=True, filled=True))
+    snapshot: str | None = attrs.field(
+        default=None, converter=text("snapshot", "the name of a snapshot", optional=True, filled=True)
+    )
     provider_options: dict[str, dict[str, Any]] = attrs.field(factory=dict, converter=table("provider_options", _options))
 
     def __attrs_post_init__(self) -> None:
