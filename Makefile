@@ -3,8 +3,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PARTS := core sandstorm-provider-local plugins/sandstorm-cli
-EDITABLE := $(foreach part,$(PARTS),-e ./$(part))
-DEVELOP := pytest pytest-trio hypothesis ruff mypy import-linter matplotlib
+EDITABLE := $(patsubst %-provider-local,'%-provider-local[requirements]',$(PARTS:%=./%))
+DEVELOP := pytest pytest-trio hypothesis ruff mypy import-linter matplotlib uv
+# The tour plots: its packages are fetched here for the Python of sandboxes, so that no test asks a registry.
+SANDBOX_PYTHON = $(or $(shell /usr/bin/python3 -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null),3.11)
 PIP := PIP_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet
 
 .PHONY: hello test test-all check bench clean
@@ -37,10 +39,11 @@ clean:
 
 .venv/installed: .venv/bin/python constraints.txt $(PARTS:%=%/pyproject.toml)
 	@echo "installing Sandstorm into .venv ..."
-	@$(PIP) $(EDITABLE)
+	@$(PIP) $(addprefix -e ,$(EDITABLE))
 	@touch $@
 
 .venv/develop: .venv/installed pyproject.toml
 	@echo "installing the development tools into .venv ..."
 	@$(PIP) $(DEVELOP)
+	@$(PIP:install=download) --dest .venv/wheels --only-binary :all: --python-version $(SANDBOX_PYTHON) matplotlib
 	@touch $@

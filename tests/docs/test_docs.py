@@ -34,30 +34,48 @@ def test_every_example_runs_as_a_program(example, tmp_path):
     assert done.stdout
 
 
-def test_the_readme_python_runs(tmp_path):
-    """The Python of the README runs as it stands and prints the program's output."""
+def test_the_readme_python_runs(tmp_path, packages):
+    """The Python of the README runs as it stands: a run, files, a picture of a plot, and a port that answers."""
     (code,) = blocks(README, "python")
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, timeout=60, cwd=tmp_path, env=environment(tmp_path), check=False
+        [sys.executable, "-c", code],
+        capture_output=True,
+        timeout=120,
+        cwd=tmp_path,
+        env={**environment(tmp_path), **packages},
+        check=False,
     )
     assert done.returncode == 0, done.stderr.decode()
     assert done.stdout.startswith(b"hello\n 0 local 0")
-    assert b"1\n2\n3\n" in done.stdout
+    assert b"1\n2\n3\n ['numbers.txt']" in done.stdout
+    assert done.stdout.endswith(b"b'3\\n1\\n2\\n'\n")
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_readme_tour_runs_line_by_line(tmp_path):
-    """The command lines of the tour, typed one after another as a newcomer would, each exit with 0 and print something."""
+@pytest.fixture
+def packages():
+    """Where the tour's packages come from: what `make` put there, so that no test asks a registry."""
+    wheels = Path(sys.prefix) / "wheels"
+    assert any(wheels.glob("matplotlib-*.whl")), "`make test` downloads them"
+    return {"UV_NO_INDEX": "1", "UV_FIND_LINKS": str(wheels)}
+
+
+@pytest.mark.parametrize("section", ["A tour", "A sandbox that stays"])
+def test_the_readme_commands_run_line_by_line(section, tmp_path):
+    """The command lines, typed one after another as a newcomer would, each exit with 0, and those that show something do."""
     (tmp_path / "docs").symlink_to(ROOT / "docs")
     (tmp_path / "numbers.txt").write_text("3\n1\n2\n")
-    tour = [line.removeprefix("$ ") for line in blocks(README, "console")[1].splitlines() if line.startswith("$ ")]
-    assert len(tour) > 3
-    for line in tour:
-        typed = line.replace(".venv/bin/", "")
-        done = subprocess.run(
-            ["bash", "-c", typed], capture_output=True, timeout=60, cwd=tmp_path, env=environment(tmp_path), check=False
-        )
-        assert done.returncode == 0, (line, done.stderr.decode())
-        assert done.stdout, line
+    text = blocks(README.split(f"## {section}")[1].split("\n## ")[0], "console")[0]
+    typed = [line.removeprefix("$ ").replace(".venv/bin/", "") for line in text.splitlines() if line.startswith("$ ")]
+    assert len(typed) > 3
+    script = "".join(f"{line}\nprintf '\\0%s\\0' $?\n" for line in typed)
+    done = subprocess.run(
+        ["bash", "-c", script], capture_output=True, timeout=120, cwd=tmp_path, env=environment(tmp_path), check=False
+    )
+    told = done.stdout.decode().split("\0")[:-1]
+    for line, shown, status in zip(typed, told[::2], told[1::2], strict=True):
+        assert status == "0", (line, done.stderr.decode())
+        assert shown or "=$(" in line or " cp " in line, line
 
 
 def test_the_readme_tour_is_short():
