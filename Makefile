@@ -3,6 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PARTS := core sandstorm-provider-local plugins/sandstorm-cli
+FURTHER := sandstorm-provider-docker
 EDITABLE := $(patsubst %-provider-local,'%-provider-local[requirements]',$(PARTS:%=./%))
 DEVELOP := pytest pytest-trio hypothesis ruff mypy import-linter matplotlib uv
 # The tour plots: its packages are fetched here for the Python of sandboxes, so that no test asks a registry.
@@ -42,8 +43,8 @@ clean:
 	@$(PIP) $(addprefix -e ,$(EDITABLE))
 	@touch $@
 
-.venv/develop: .venv/installed pyproject.toml
+.venv/develop: .venv/installed pyproject.toml $(FURTHER:%=%/pyproject.toml)
 	@echo "installing the development tools into .venv ..."
-	@$(PIP) $(DEVELOP)
+	@$(PIP) $(DEVELOP) $(FURTHER:%=-e ./%)
 	@$(PIP:install=download) --dest .venv/wheels --only-binary :all: --python-version $(SANDBOX_PYTHON) matplotlib
 	@touch $@
