@@ -18,9 +18,9 @@ from typing import Any
 import attrs
 import pytest
 import trio
-from sandstorm_provider_docker import DockerProvider
 
 from sandstorm.provider import Command, Exit, Offer, Order, Output, SandboxSpec
+from sandstorm_provider_docker import DockerProvider
 
 IMAGE = "localhost/sandstorm-test:latest"
 _PROGRAMS = [

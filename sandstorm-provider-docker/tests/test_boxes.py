@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import trio
-from sandstorm_provider_docker import DockerProvider
 
 from sandstorm.provider import (
     CapacityError,
@@ -26,6 +25,7 @@ from sandstorm.provider import (
     SandboxLost,
     StreamLost,
 )
+from sandstorm_provider_docker import DockerProvider
 
 
 async def chunks(*data: bytes) -> AsyncIterator[bytes]:

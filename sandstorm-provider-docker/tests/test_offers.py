@@ -11,10 +11,6 @@ import httpx
 import pytest
 import trio
 import trio.testing
-from sandstorm_provider_docker import DockerPlugin, DockerProvider, Settings
-from sandstorm_provider_docker._daemon import Daemon, socket_path
-from sandstorm_provider_docker._errors import Refusal, map_docker_errors
-from sandstorm_provider_docker._files import entries
 
 from sandstorm.provider import (
     Ambiguous,
@@ -34,6 +30,10 @@ from sandstorm.provider import (
     SandboxSpec,
     StreamLost,
 )
+from sandstorm_provider_docker import DockerPlugin, DockerProvider, Settings
+from sandstorm_provider_docker._daemon import Daemon, socket_path
+from sandstorm_provider_docker._errors import Refusal, map_docker_errors
+from sandstorm_provider_docker._files import entries
 
 FACTS = Facts(data={"level": "container", "remedy": "", "detail": "as told", "cpu": 4, "memory": 4096})
 
