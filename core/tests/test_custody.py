@@ -160,6 +160,23 @@ async def test_a_detached_run_whose_sandbox_is_gone_is_unknown(autojump_clock: M
         assert await sandstorm.sandboxes() == ()
 
 
+async def test_a_detached_run_whose_sandbox_is_lost_meanwhile_is_unknown(autojump_clock: MockClock, journal: Path) -> None:
+    """Evicted while it is followed: the caller is told that its outcome is unknown, and nothing stays open."""
+    cloud = ReferenceProvider("cloud")
+    async with router(journal, cloud) as sandstorm:
+        run = await sandstorm.detach(argv=["sleep", "30"], timeout=60)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_evict, cloud)
+            with pytest.raises(OutcomeUnknown, match="evicted"):
+                await sandstorm.attach(run)
+        assert await sandstorm.sandboxes() == ()
+
+
+async def _evict(cloud: ReferenceProvider) -> None:
+    await trio.sleep(5)
+    cloud.vendor.evict(cloud.vendor.live()[0].id)
+
+
 async def test_attach_needs_a_detached_run(autojump_clock: MockClock, journal: Path) -> None:
     """A run that is not known, and a sandbox that runs nothing detached, are refused by name."""
     cloud = ReferenceProvider("cloud")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import AsyncIterator
+import tempfile
+from collections.abc import AsyncIterator, Container
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ import attrs
 import pytest
 import trio
 
-from sandstorm.provider import Command, Exit, Offer, Order, Output, SandboxSpec
+from sandstorm.provider import Artifact, Command, Exit, Offer, Order, Output, SandboxSpec
 from sandstorm_provider_local import LocalProvider
+from sandstorm_provider_local._state import Records
 
 _GROUP = re.compile(rf"^sandstorm-\d+-{os.getpid()}-")
 
@@ -26,6 +28,7 @@ class Ran:
     stdout: bytes
     stderr: bytes
     exit: Exit
+    artifacts: tuple[Artifact, ...] = ()
 
 
 @attrs.define
@@ -36,14 +39,32 @@ class Machine:
     facts: Any
     state: Path
     made: int = 0
+    supervisors: set[str] = attrs.field(factory=set)
 
-    def order(self, **fields: Any) -> Order:
+    def order(self, *, keep: bool = False, lifetime: float = 300.0, **fields: Any) -> Order:
         """An order for a spec of these fields, with a marker of its own."""
         self.made += 1
         spec = SandboxSpec(**{"memory": 128, "disk": 32, **fields})
         offer = LocalProvider().offers(spec, self.facts)[0]
         assert isinstance(offer, Offer), offer
-        return Order(spec=spec, offer=offer, marker=f"test-{self.made}", dispatch_by=trio.current_time() + 60, lifetime=300.0)
+        dispatch_by = trio.current_time() + 60
+        return Order(spec=spec, offer=offer, marker=f"test-{self.made}", dispatch_by=dispatch_by, lifetime=lifetime, keep=keep)
+
+    async def box(self, **fields: Any) -> Any:
+        """A box for an order of these fields; `keep` and `lifetime` are those of the order."""
+        box = await self.session.create(self.order(**fields))
+        self.supervisors.add(Records(self.state).get(box.id).owner)
+        return box
+
+    async def bash(self, box: Any, script: str, **fields: Any) -> Ran:
+        """What came of a bash script in a box."""
+        return await self.collect(await box.start(Command(argv=("bash", "-c", script), **{"timeout": 20.0, **fields})))
+
+    async def wait_empty(self) -> None:
+        """Returns when no sandbox of this state directory runs or is recorded; there is no event for what others end."""
+        with trio.fail_after(5):
+            while self.processes() or any((self.state / "boxes").iterdir()):  # noqa: ASYNC110 - see above
+                await trio.sleep(0.01)
 
     async def collect(self, process: Any) -> Ran:
         """All that a program wrote, with its offsets checked, and its exit."""
@@ -66,23 +87,37 @@ class Machine:
 async def _collect(process: Any) -> Ran:
     """All that a program wrote, with its offsets checked, and its exit."""
     streams = {"stdout": b"", "stderr": b""}
+    artifacts: list[Artifact] = []
     async with process.events() as events:
         async for event in events:
             if isinstance(event, Output):
                 assert event.offset == len(streams[event.stream])
                 streams[event.stream] += event.data
+            elif isinstance(event, Artifact):
+                artifacts.append(event)
             else:
-                return Ran(stdout=streams["stdout"], stderr=streams["stderr"], exit=event)
+                return Ran(stdout=streams["stdout"], stderr=streams["stderr"], exit=event, artifacts=tuple(artifacts))
     raise AssertionError("no exit")
 
 
-def leftovers(state: Path) -> list[str]:
-    """Groups of this process, its sandboxes, its session directories and bubblewraps that it started."""
+def leftovers(state: Path, supervisors: Container[str] = ()) -> list[str]:
+    """Groups of this process and of these supervisors, its sandboxes, its session directories and bubblewraps that it started."""
     own = f"-{os.getpid()}-"
-    found = [str(path) for path in Path("/sys/fs/cgroup").rglob("sandstorm-*") if _GROUP.match(path.name)]
-    found += [str(path) for path in (state / "boxes").iterdir()]
+    # Not Path.rglob: it fails where another process removes a group meanwhile.
+    groups = [name for _, names, _ in os.walk("/sys/fs/cgroup") for name in names if name.startswith("sandstorm-")]
+    found = [name for name in groups if _GROUP.match(name) or name.removesuffix("-box")[len("sandstorm-") :] in supervisors]
+    found += [str(path) for name in ("boxes", "snapshots") for path in (state / name).iterdir()]
     found += [str(path) for path in (state / "sessions").iterdir() if own in path.name]
+    found += [f"child {pid}" for pid in children()]
     return found + [f"process {pid}" for pid in _processes(state)]
+
+
+def children() -> list[int]:
+    """Processes that this one started and that are there yet, as zombies too."""
+    found = []
+    for thread in Path("/proc/self/task").iterdir():
+        found += [int(pid) for pid in (thread / "children").read_text().split()]
+    return found
 
 
 def _processes(state: Path) -> list[int]:
@@ -99,13 +134,21 @@ def _processes(state: Path) -> list[int]:
     return found
 
 
+def new_state_directory() -> Path:
+    """A directory that sandboxes of root can be reached in."""
+    state = Path(tempfile.mkdtemp(prefix="sandstorm-test-"))
+    state.chmod(0o711)
+    return state
+
+
 @pytest.fixture
 async def machine() -> AsyncIterator[Machine]:
     """A session with its own state directory; nothing may be left of it afterwards."""
-    state = Path("/tmp") / f"sandstorm-test-{os.getpid()}"
+    state = new_state_directory()
     async with LocalProvider(state_dir=str(state)).connect() as session:
         facts = await session.refresh()
         assert facts.data["level"] is not None, facts.data
-        yield Machine(session, facts, state)
-    assert leftovers(state) == []
+        made = Machine(session, facts, state)
+        yield made
+    assert leftovers(state, made.supervisors) == []
     shutil.rmtree(state)

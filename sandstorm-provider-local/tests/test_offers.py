@@ -40,7 +40,7 @@ FACTS = Facts(
         ("region", {"region": "eu"}),
         ("size", {"cpu": 3}),
         ("size", {"memory": 8192}),
-        ("ports", {"ports": [80]}),
+        ("size", {"disk": 3000}),
         ("user", {"user": "root"}),
         ("workdir", {"workdir": "/srv"}),
     ],
@@ -68,8 +68,21 @@ def test_an_offer_says_what_was_verified() -> None:
     """An offer has the exact size, the verified level, and says that the kernel is shared."""
     (offer,) = LocalProvider().offers(SandboxSpec(), FACTS)
     assert isinstance(offer, Offer)
-    assert (offer.memory, offer.isolation, offer.can("OneShot"), offer.can("Ports")) == (512, "namespaces", True, False)
+    assert (offer.memory, offer.isolation, offer.can("OneShot"), offer.can("Ports")) == (512, "namespaces", True, True)
     assert "shared host kernel" in offer.isolation_detail
+
+
+def test_an_ability_that_this_machine_lacks_says_so() -> None:
+    """What needs a freezer, tar or control groups is impossible without them, and everything declared not full has a reason."""
+    (bare,) = LocalProvider().offers(SandboxSpec(), FACTS)
+    full_facts = {**FACTS.data, "groups": "cgroup-v2", "freezer": True, "tar": True, "installers": {"uv": "/uv", "npm": "/npm"}}
+    (full,) = LocalProvider().offers(SandboxSpec(), Facts(data=full_facts))
+    assert isinstance(bare, Offer)
+    assert isinstance(full, Offer)
+    for ability in ("Pause", "Snapshot", "Fork", "Metered"):
+        assert (bare.can(ability), full.can(ability)) == (False, True)
+    assert (bare.abilities["Prepare"].level, full.abilities["Prepare"].level) == ("partial", "full")
+    assert {"LiveRates", "Gpu"} == {name for name, support in full.abilities.items() if support.level == "impossible"}
 
 
 async def test_every_line_of_the_isolation_is_verified(machine: Any) -> None:

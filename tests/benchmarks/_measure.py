@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from importlib.metadata import entry_points
 from statistics import median
 from typing import Literal, Self
 
 import attrs
 
-Unit = Literal["x", "us", "ms", "KiB", "count", "failed"]
+Unit = Literal["x", "us", "ms", "KiB", "MiB", "count", "failed"]
 
 
 @attrs.frozen(kw_only=True)
@@ -65,7 +65,11 @@ class Pairs:
     @property
     def difference(self) -> float:
         """The median of subject - baseline, in seconds."""
-        return median(ours - theirs for ours, theirs in zip(self.subject, self.baseline, strict=True))
+        return self.beyond(1.0)
+
+    def beyond(self, factor: float) -> float:
+        """The median of subject - factor * baseline, in seconds."""
+        return median(ours - factor * theirs for ours, theirs in zip(self.subject, self.baseline, strict=True))
 
     @property
     def spread(self) -> str:
@@ -87,6 +91,18 @@ def interleaved(subject: Callable[[], float], baseline: Callable[[], float], cou
             theirs, ours = baseline(), subject()
         else:
             ours, theirs = subject(), baseline()
+        pairs.append((ours, theirs))
+    return Pairs.of(pairs)
+
+
+async def in_turns(subject: Callable[[], Awaitable[float]], baseline: Callable[[], float], count: int) -> Pairs:
+    """The same as `interleaved` for a subject that has to be awaited."""
+    pairs = []
+    for number in range(count):
+        if number % 2:
+            theirs, ours = baseline(), await subject()
+        else:
+            ours, theirs = await subject(), baseline()
         pairs.append((ours, theirs))
     return Pairs.of(pairs)
 

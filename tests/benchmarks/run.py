@@ -17,7 +17,8 @@ from collections.abc import Iterator
 import attrs
 from _measure import Figure
 
-BENCHMARKS = ("plan", "imports", "memory", "journal", "local")
+BENCHMARKS = ("plan", "imports", "memory", "journal", "local", "boxes", "files")
+DECIMALS = {"x": 2, "ms": 1, "MiB": 1}
 
 
 def main() -> int:
@@ -57,7 +58,7 @@ def _line(figure: Figure) -> str:
     if figure.unit == "failed":
         return f"{figure.name:64} {'not measured':>14}   {figure.detail}"
     target = "" if figure.target is None else f"target {figure.target:g}"
-    shown = f"{figure.value:.2f}" if figure.unit == "x" else f"{figure.value:.0f}"
+    shown = f"{figure.value:.{DECIMALS.get(figure.unit, 0)}f}"
     said = "; ".join(part for part in (f"baseline {figure.baseline}" if figure.baseline else "", figure.detail) if part)
     return f"{figure.name:64} {shown:>8} {figure.unit:5} {target:11} {verdict:6}  {said}"
 

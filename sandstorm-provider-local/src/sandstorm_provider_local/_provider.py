@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import date
+from typing import Any
 
 import attrs
 
@@ -24,43 +25,90 @@ from sandstorm.provider import (
     recipe_runtimes,
 )
 
-_LIFETIME = 86400.0
 _MEASURED = "measured on Debian 12, kernel 6.18, two cores, 2026-11-23: bwrap, seccomp and cgroup, python3 -I -S"
 _ATOMIC = "one mkdir on this machine"
 
-_LATER = {
-    "Interactive": "programs get all of their input at the start",
-    "Reconnect": "a program ends with the router that started it",
-    "Prepare": "environments are not built here yet",
-    "Interpreter": "no state is kept between programs",
-    "Extend": "the lifetime is fixed at the start",
-    "Metered": "use is not measured; nothing is charged for it",
-    "NetworkRules": "a rule for single hosts is not enforced yet",
-}
 _NEVER = {
-    "Ports": "there is no network in the sandbox",
-    "Pause": "memory cannot be kept without a machine of its own",
-    "Snapshot": "memory cannot be kept without a machine of its own",
-    "Fork": "memory cannot be copied without a machine of its own",
-    "LiveRates": "no vendor charges for this machine",
-    "Gpu": "devices stay out of the sandbox",
+    "LiveRates": Support("impossible", "no vendor charges for this machine"),
+    "Gpu": Support("impossible", "devices stay out of the sandbox"),
+    "NetworkRules": Support("not-implemented", "a rule for single hosts is not enforced yet"),
 }
-_PACKAGES = {"python3": "python3", "node": "nodejs", "Rscript": "r-base-core", "go": "golang", "lua": "lua5.4"}
+_OF_SUPERVISED_BOXES = (
+    "Interactive",
+    "Reconnect",
+    "Interpreter",
+    "Ports",
+    "Pause",
+    "Snapshot",
+    "Fork",
+    "Extend",
+    "Metered",
+    "Detach",
+)
+_ANY_FILES = {"OneShot": FULL, "Files": FULL, "Watch": FULL}
+LONGEST_LIFE = 7 * 86400.0
+"""Seconds; what is wanted for longer is made again from a snapshot."""
+SUPERVISED = ("namespaces-noproc", "namespaces", "namespaces+cgroup")
+"""Levels whose boxes have a supervisor of their own."""
+_PACKAGES = {
+    "node": "nodejs",
+    "tsc": "node-typescript",
+    "go": "golang-go",
+    "javac": "default-jdk-headless",
+    "java": "default-jdk-headless",
+    "mcs": "mono-mcs",
+    "mono": "mono-runtime",
+    "php": "php-cli",
+    "Rscript": "r-base-core",
+    "lua": "lua5.4",
+}
+"""Debian's packages of the runtimes that have another name."""
 
 
-def _abilities() -> dict[str, Support]:
-    declared = {"OneShot": FULL}
-    declared |= {name: Support("not-implemented", reason) for name, reason in _LATER.items()}
-    declared |= {name: Support("impossible", reason) for name, reason in _NEVER.items()}
+def _abilities(spec: SandboxSpec, data: Mapping[str, Any]) -> dict[str, Support]:
+    """What sandboxes of the level that was verified can do on this machine."""
+    declared = {**_ANY_FILES, **_NEVER, "Prepare": _preparing(data)}
+    if data["level"] in SUPERVISED:
+        declared |= _of_supervised(data)
+        if spec.environment.image is not None:
+            declared |= dict.fromkeys(("Snapshot", "Fork"), Support("partial", "only with an image that has /usr/bin/tar"))
+    else:
+        reason = f"sandboxes of the level {data['level']} have no supervisor that could do it"
+        declared |= dict.fromkeys(_OF_SUPERVISED_BOXES, Support("not-implemented", reason))
     return {name: declared[name] for name in ABILITIES if name in declared}
+
+
+def _preparing(data: Mapping[str, Any]) -> Support:
+    missing = [name for name in ("uv", "npm") if name not in data.get("installers", {})]
+    return Support("partial", f"{' and '.join(missing)} cannot be found: install it for its packages") if missing else FULL
+
+
+def _of_supervised(data: Mapping[str, Any]) -> dict[str, Support]:
+    tar = data.get("tar", False)
+    no_tar = Support("impossible", "there is no tar below /usr; install it (`apt install tar`)")
+    no_freezer = Support("impossible", "no freezer control group can be used here; give this user one, or run as root")
+    groups = data.get("groups") is not None
+    return {
+        **dict.fromkeys(("Interactive", "Reconnect", "Ports", "Extend", "Detach"), FULL),
+        "Interpreter": Support("partial", "only python keeps its state between cells"),
+        "Pause": FULL if data.get("freezer") else no_freezer,
+        "Snapshot": FULL if tar else no_tar,
+        "Fork": Support("partial", "the files are copied, and running programs are not") if tar else no_tar,
+        "Metered": Support("partial", "memory and disk are counted as set aside, and CPU as used")
+        if groups
+        else Support("impossible", "use is counted by control groups, and none can be used here"),
+    }
 
 
 @attrs.frozen(kw_only=True)
 class LocalProvider:
-    """The machine that the router runs on. `state_dir` and `bwrap` are those of the settings."""
+    """The machine that the router runs on. Its fields are those of the settings."""
 
     state_dir: str | None = None
     bwrap: str | None = None
+    gvisor: bool = False
+    runsc: str | None = None
+    warn: bool = True
     name: str = "local"
     traits: Traits = attrs.field(
         factory=lambda: Traits(
@@ -78,42 +126,54 @@ class LocalProvider:
     )
 
     def offers(self, spec: SandboxSpec, facts: Facts) -> Sequence[Offer | Declined]:
-        """One offer of exactly the size asked for, or every reason why there is none."""
-        declined = [Declined(provider=self.name, rule=rule, reason=reason) for rule, reason in _objections(spec, facts)]
-        return declined or [self._offer(spec, facts)]
+        """An offer of exactly the size asked for, or every reason why there is none; for gVisor likewise where it is wanted."""
+        return [answer for offer, data in _classes(facts) for answer in self._answers(spec, offer, data)]
+
+    def _answers(self, spec: SandboxSpec, offer: str, data: Mapping[str, Any]) -> Sequence[Offer | Declined]:
+        objections = _objections(spec, data)
+        declined = [Declined(provider=self.name, id=offer, rule=rule, reason=reason) for rule, reason in objections]
+        return declined or [self._offer(spec, offer, data)]
 
     def connect(self) -> AbstractAsyncContextManager[Session]:
         """A session with this machine. Raises `ProviderDown` where it has no place for its state."""
         from sandstorm_provider_local._session import open_session
 
-        return open_session(self.state_dir, self.bwrap)
+        return open_session(self.state_dir, self.bwrap, gvisor=self.gvisor, runsc=self.runsc, warn=self.warn)
 
-    def _offer(self, spec: SandboxSpec, facts: Facts) -> Offer:
+    def _offer(self, spec: SandboxSpec, offer: str, data: Mapping[str, Any]) -> Offer:
         return Offer(
             provider=self.name,
+            id=offer,
             cpu=spec.cpu,
             memory=spec.memory,
             disk=spec.disk,
-            isolation=facts.data["level"],
-            isolation_detail=_detail(facts),
+            isolation=data["level"],
+            isolation_detail=_detail(data),
             network=("none",),
-            abilities=_abilities(),
-            lifetime=_LIFETIME,
-            extendable=False,
+            abilities=_abilities(spec, data),
+            lifetime=LONGEST_LIFE,
+            extendable=data["level"] in SUPERVISED,
             workdir="/work",
         )
 
 
-def _objections(spec: SandboxSpec, facts: Facts) -> Iterator[tuple[str, str]]:
+def _classes(facts: Facts) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The id of each offer with the facts that it rests on."""
+    yield "default", facts.data
+    if facts.data.get("gvisor") is not None:
+        remedy = "see why runsc fails, or set gvisor = false"
+        yield "gvisor", {**facts.data, "bwrap": None, "without_namespaces": "", "remedy": remedy, **facts.data["gvisor"]}
+
+
+def _objections(spec: SandboxSpec, data: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Each rule that forbids an offer, with its reason and remedy."""
-    data = facts.data
     level = data.get("level")
     if level is None:
         failed = "; ".join(data.get("failed", ())) or "it has not been tried yet"
         yield "isolation-unavailable", f"no sandbox can be made here ({failed}): {data.get('remedy') or 'connect first'}"
     elif isolation_rank(spec.isolation) > isolation_rank(level):
-        yield "isolation-floor", f"{spec.isolation} is asked for, and this machine gives {level}; name another provider"
-    yield from _environment_objections(spec, data.get("runtimes", {}))
+        yield "isolation-floor", _below(spec.isolation, level, data)
+    yield from _environment_objections(spec, data)
     if spec.network.mode != "none":
         yield "network", f'only no network can be enforced here, not {spec.network.mode!r}; use network="none"'
     if spec.gpu is not None:
@@ -123,21 +183,35 @@ def _objections(spec: SandboxSpec, facts: Facts) -> Iterator[tuple[str, str]]:
     if spec.cpu > data.get("cpu", 0) or spec.memory > data.get("memory", 0):
         has = f"{data.get('cpu', 0)} vCPU and {data.get('memory', 0)} MiB"
         yield "size", f"this machine has {has}; {spec.cpu:g} vCPU and {spec.memory} MiB are asked for"
-    if spec.ports:
-        yield "ports", "there is no network in the sandbox; leave the ports out"
+    most = data.get("memory", 0) // 2
+    if spec.disk > most:
+        yield "size", f"work areas live in memory, of which at most half, {most} MiB, is for one; {spec.disk} MiB are asked for"
+    if spec.ports and level is not None and level not in SUPERVISED:
+        yield "ports", f"sandboxes of the level {level} have no supervisor that could reach into them; leave the ports out"
     if spec.user is not None:
         yield "user", "programs run as an unprivileged user of the sandbox's own; leave the user out"
     if spec.workdir is not None:
         yield "workdir", "the work area is always /work; leave workdir out"
 
 
-def _environment_objections(spec: SandboxSpec, runtimes: dict[str, str]) -> Iterator[tuple[str, str]]:
-    environment = spec.environment
-    if environment.image is not None:
-        yield "image", "images are not run here; name a language, or use a provider with images"
-    if environment.requirements:
-        yield "requirements", "packages are not installed here yet; use a provider that prepares environments"
-    if environment.language is not None:
+def _below(floor: str, level: str, data: Mapping[str, Any]) -> str:
+    given = f"{floor} is asked for, and this machine gives {level}"
+    if not data.get("without_namespaces"):
+        return f"{given}; name another provider"
+    why = f"{given}, since no namespaces can be made ({data['without_namespaces']})"
+    return f'{why}: {data["remedy"]}; or accept less with isolation="{level}"'
+
+
+def _environment_objections(spec: SandboxSpec, data: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    environment, runtimes = spec.environment, data.get("runtimes", {})
+    plain = data.get("level") is not None and data["level"] not in SUPERVISED
+    if plain and (environment.image is not None or environment.requirements):
+        yield "environment", f"sandboxes of the level {data['level']} have the programs of this machine alone"
+    elif environment.image is not None or environment.requirements:
+        from sandstorm_provider_local._environments import objections
+
+        yield from objections(environment, data.get("installers", {}))
+    if environment.language is not None and environment.image is None:
         for runtime in recipe_runtimes(environment.language):
             if runtime not in runtimes:
                 package = _PACKAGES.get(runtime, runtime)
@@ -146,11 +220,20 @@ def _environment_objections(spec: SandboxSpec, runtimes: dict[str, str]) -> Iter
                 yield "runtime-missing", f"{environment.language} needs {place}; {remedy}"
 
 
-def _detail(facts: Facts) -> str:
-    data = facts.data
-    parts = [f"bwrap {data['bwrap']}", "seccomp" if data["seccomp"] else "NO seccomp on this machine"]
-    parts.append(data["groups"] or "no cgroup, so memory is limited for each process only and CPU is not")
-    if data["level"] == "namespaces-noproc":
+def _detail(data: Mapping[str, Any]) -> str:
+    level = data["level"]
+    parts = [data["groups"] or "no cgroup, so memory is limited for each process only and CPU is not"]
+    if level in SUPERVISED:
+        parts = [f"bwrap {data['bwrap']}", "seccomp" if data["seccomp"] else "NO seccomp on this machine", *parts]
+    elif level == "gvisor":
+        parts = [f"runsc {data['version']} on {data['platform']}", *parts]
+    elif level == "process":
+        parts = ["Landlock and seccomp", *parts]
+    if level == "namespaces-noproc":
         parts.append("no /proc")
-    verified = ", ".join(data["verified"])
-    return f"{data['level']} ({', '.join(parts)}); verified: {verified}; shared host kernel: a kernel bug escapes this"
+    told = f"{level} ({', '.join(parts)}); verified: {', '.join(data['verified'])}"
+    if data["failed"]:
+        told += f"; NOT enforced: {', '.join(data['failed'])}"
+    if level not in SUPERVISED and level != "gvisor":
+        told += "; the work area is the directory $HOME"
+    return f"{told}; a kernel of its own" if level == "gvisor" else f"{told}; shared host kernel: a kernel bug escapes this"

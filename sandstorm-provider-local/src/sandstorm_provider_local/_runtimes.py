@@ -11,9 +11,46 @@ from pathlib import Path
 
 import attrs
 
-KNOWN = ("python3", "node", "bash", "sh", "ruby", "perl", "php", "Rscript", "go", "deno", "bun", "java", "gcc", "lua")
+KNOWN = (
+    "python3",
+    "node",
+    "tsc",
+    "bash",
+    "sh",
+    "gcc",
+    "g++",
+    "rustc",
+    "go",
+    "javac",
+    "java",
+    "mcs",
+    "mono",
+    "php",
+    "ruby",
+    "Rscript",
+    "perl",
+    "lua",
+    "deno",
+    "bun",
+)
 INSIDE_PATH = ("/usr/local/bin", "/usr/bin", "/bin")
 _LOOK_INTO_HOME = ("python3", "node")
+_SYSTEM = ("/usr", "/bin", "/sbin")
+"""Where programs are that every sandbox sees."""
+_CONFIGURED = (
+    "java-*-openjdk/jvm-*.cfg",
+    "java-*-openjdk/logging.properties",
+    "java-*-openjdk/net.properties",
+    "java-*-openjdk/security/java.*",
+    "java-*-openjdk/security/policy/unlimited/*",
+    "mono/config",
+    "mono/4.5/machine.config",
+    "php/*/cli/conf.d/*.ini",
+    "R/ldpaths",
+    "R/Renviron",
+)
+"""Files of `/etc` that Debian's runtimes need: without them Java and C# do not run, and R and PHP lack their packages."""
+_FONTS = "<fontconfig><dir>/usr/share/fonts</dir><cachedir>/tmp/fontconfig</cachedir></fontconfig>\n"
 
 
 @attrs.frozen(kw_only=True)
@@ -31,13 +68,24 @@ class Runtimes:
 
 def find_runtimes(as_other_user: bool) -> Runtimes:
     """The runtimes that can be used in a sandbox, which runs `as_other_user` where the caller is root."""
-    programs = {name: found for name in KNOWN if (found := shutil.which(name, path=":".join(INSIDE_PATH)))}
+    programs = {name: found for name in KNOWN if (found := _installed(name)) is not None}
     extra = []
     for name in _LOOK_INTO_HOME:
         if name not in programs and (prefix := _prefix(name)) is not None and reachable(prefix / "bin" / name, as_other_user):
             programs[name] = str(prefix / "bin" / name)
             extra.append(str(prefix))
     return Runtimes(programs=programs, extra=tuple(extra))
+
+
+def _installed(name: str) -> str | None:
+    """The path of a runtime of the system."""
+    found = shutil.which(name, path=":".join(INSIDE_PATH))
+    return found if found is not None and seen_inside(found) else None
+
+
+def seen_inside(path: str) -> bool:
+    """Whether a sandbox sees what a path of the system leads to, and not a link to `/opt` or into a home."""
+    return any(Path(path).resolve().is_relative_to(place) for place in _SYSTEM)
 
 
 def _prefix(name: str) -> Path | None:
@@ -111,7 +159,7 @@ def bwrap_features(bwrap: str) -> BwrapFeatures | None:
 
 
 def make_etc(session: Path) -> str:
-    """The directory that stands in for `/etc`: what the loader and the C library need, and nothing that is anybody's."""
+    """The directory that stands in for `/etc`: what the loader, the C library and runtimes need, and nothing that is anybody's."""
     etc = session / "etc"
     (etc / "alternatives").mkdir(parents=True)
     (etc / "passwd").write_text("sandbox:x:1000:1000:sandbox:/work:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n")
@@ -122,6 +170,27 @@ def make_etc(session: Path) -> str:
         source = Path("/etc", name)
         if source.is_file():
             shutil.copyfile(source, etc / name)
+    if Path("/etc/fonts").is_dir():
+        (etc / "fonts").mkdir()
+        (etc / "fonts/fonts.conf").write_text(_FONTS)
+    for source in runtime_settings():
+        target = etc / source.relative_to("/etc")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(source.read_bytes())
     for place in (etc, *etc.rglob("*")):
         place.chmod(0o755 if place.is_dir() else 0o644)
     return str(etc)
+
+
+def runtime_settings() -> list[Path]:
+    """The files of `/etc` that `make_etc` copies for the runtimes that are installed now."""
+    return [path for pattern in _CONFIGURED for path in sorted(Path("/etc").glob(pattern)) if is_public(path)]
+
+
+def is_public(path: Path) -> bool:
+    """Whether everybody may read a file: another one is nobody's business in a sandbox."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return False  # a link to something that is not installed any more
+    return stat.S_ISREG(mode) and bool(mode & stat.S_IROTH)

@@ -1,20 +1,17 @@
-"""The two kinds of sandbox: one whose main process is the program, and one that outlives its programs as files."""
+"""Sandboxes that their router owns: what they share, and the kind whose main process is the program."""
 
 from __future__ import annotations
 
-import os
-import pathlib
 from collections.abc import AsyncIterable, AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 
 import attrs
 import trio
 
-from sandstorm.provider import Command, NotSupported, SandboxGone
-from sandstorm_provider_local._confinement import MIB
+from sandstorm.provider import Command, NotSupported
 from sandstorm_provider_local._process import LocalProcess
-from sandstorm_provider_local._workarea import CHUNK, WorkArea, write_all
 
+_SNAPSHOT = "a snapshot runs nothing: create a sandbox whose spec names it"
 _CLEANUP = 10.0
 """Seconds after which cleaning up is given up; what is left then is swept later."""
 
@@ -94,60 +91,26 @@ class OneShotSandbox(LocalSandbox):
         raise NotSupported("the files of this sandbox go with its program: create a sandbox to bring some back")
 
 
-class Box(LocalSandbox):
-    """A sandbox with a work area on disk; each of its programs runs in a bubblewrap of its own."""
+class StoredSnapshot:
+    """A snapshot as something that was asked for and can be released; it runs nothing."""
 
-    def __init__(
-        self,
-        marker: str,
-        area: WorkArea,
-        disk: int,
-        release: Callable[[], None],
-        begin: Callable[[Box, Command], LocalProcess],
-    ) -> None:
-        super().__init__(marker, area.path, release)
-        self._area = area
-        self._disk = disk
-        self._begin = begin
-
-    def is_full(self) -> bool:
-        """Whether its files take more than its disk."""
-        return self._area.used() > self._disk * MIB
+    def __init__(self, snapshot: str, remove: Callable[[], None]) -> None:
+        self.id = snapshot
+        self.native: object = None
+        self._remove = remove
 
     async def start(self, command: Command) -> LocalProcess:
-        """Starts a program. Raises `SandboxGone`."""
-        await trio.lowlevel.checkpoint()
-        self._refuse_gone()
-        return self._begin(self, command)
+        """Refused."""
+        raise NotSupported(_SNAPSHOT)
 
     async def upload(self, path: str, chunks: AsyncIterable[bytes]) -> None:
-        """Writes a file, parents included; exact bytes."""
-        self._refuse_gone()
-        with self._area.writing(path) as fd:
-            async for chunk in chunks:
-                write_all(fd, chunk)
-        await trio.lowlevel.checkpoint()
+        """Refused."""
+        raise NotSupported(_SNAPSHOT)
 
     def download(self, path: str) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
-        """Reads a file. Raises `FileNotFoundError`, `SandboxGone`, and `InvalidSpec` where it is not a plain file."""
-        return self._download(path)
+        """Refused."""
+        raise NotSupported(_SNAPSHOT)
 
-    @asynccontextmanager
-    async def _download(self, path: str) -> AsyncIterator[AsyncIterator[bytes]]:
-        self._refuse_gone()
-        await trio.lowlevel.checkpoint()
-        with self._area.reading(path) as fd:
-
-            async def chunks() -> AsyncIterator[bytes]:
-                while data := os.read(fd, CHUNK):
-                    yield data
-                    await trio.lowlevel.checkpoint()
-
-            yield chunks()
-
-    async def _delete(self) -> None:
-        await trio.to_thread.run_sync(self._release)
-
-    def _refuse_gone(self) -> None:
-        if self.gone or not pathlib.Path(self._area.path).is_dir():
-            raise SandboxGone(f"the sandbox {self.id} is gone")
+    async def destroy(self) -> None:
+        """Deletes it. Succeeds if it is gone."""
+        await trio.to_thread.run_sync(self._remove)

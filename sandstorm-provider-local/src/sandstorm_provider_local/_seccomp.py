@@ -140,13 +140,22 @@ _TERMINAL_INJECTION = (0x5412, 0x541C)
 """TIOCSTI and TIOCLINUX: both type into the terminal that the router may share."""
 _FAMILIES = (1, 2, 10, 16)
 """Unix, IPv4, IPv6 and netlink. Of the others, AF_VSOCK is not bound to a network namespace at all."""
+_HOST_IPC = {
+    "x86_64": (29, 30, 31, 64, 65, 66, 68, 69, 70, 71, 220, 240, 241),
+    "aarch64": (180, 181, 186, 187, 188, 189, 190, 191, 192, 193, 194, 195, 196),
+}
+"""System V shared memory, semaphores and queues, and POSIX queues: without a namespace of its own, those of the host."""
+_SOCKETPAIR = {"x86_64": 53, "aarch64": 199}
+_CONNECTED_TYPES = (1, 5)
+"""SOCK_STREAM and SOCK_SEQPACKET. One of a pair of datagram sockets could still send to any other socket by its path."""
+_TYPE_MASK = 0xF
 _X32 = 0x40000000
 
 _KILL = 0x80000000
 _ALLOW = 0x7FFF0000
 _ERRNO = 0x00050000
 
-_LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
+_LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _AND, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x54, 0x06
 _NUMBER, _ARCH, _ARGUMENT_0, _ARGUMENT_1 = 0, 4, 16, 24
 
 
@@ -158,8 +167,11 @@ def _refuse(error: int) -> bytes:
     return _step(_RETURN, _ERRNO | error)
 
 
-def seccomp_filter(machine: str) -> bytes | None:
-    """The filter for `machine` (as `platform.machine()` names it), or None where there is no table for it."""
+def seccomp_filter(machine: str, *, namespaces: bool = True) -> bytes | None:
+    """The filter for `machine` (as `platform.machine()` names it), or None where there is no table for it.
+
+    Without `namespaces` of its own a program would reach the host's network and IPC: sockets and IPC are refused altogether.
+    """
     table = _MACHINES.get(machine)
     if table is None:
         return None
@@ -167,7 +179,9 @@ def seccomp_filter(machine: str) -> bytes | None:
     steps = [_step(_LOAD, _ARCH), _step(_EQUAL, table.audit_arch, 1), _step(_RETURN, _KILL), _step(_LOAD, _NUMBER)]
     if machine == "x86_64":
         steps += [_step(_AT_LEAST, _X32, 0, 1), _step(_RETURN, _KILL)]
-    for number in sorted({**table.denied, **_BY_MACHINE_INDEPENDENT_NUMBER}.values()):
+    families = _FAMILIES if namespaces else ()
+    shared = () if namespaces else _HOST_IPC[machine]
+    for number in sorted({*table.denied.values(), *_BY_MACHINE_INDEPENDENT_NUMBER.values(), *shared}):
         steps += [_step(_EQUAL, number, 0, 1), _refuse(errno.EPERM)]
     # clone3 hides its flags behind a pointer that a filter cannot follow; C libraries fall back to clone.
     steps += [_step(_EQUAL, _CLONE3, 0, 1), _refuse(errno.ENOSYS)]
@@ -176,7 +190,11 @@ def seccomp_filter(machine: str) -> bytes | None:
     steps += [_step(_EQUAL, table.ioctl, 0, 5), _step(_LOAD, _ARGUMENT_1)]
     steps += [_step(_EQUAL, request, 2 - index) for index, request in enumerate(_TERMINAL_INJECTION)]
     steps += [allow, _refuse(errno.EPERM)]
-    steps += [_step(_EQUAL, table.socket, 0, len(_FAMILIES) + 2), _step(_LOAD, _ARGUMENT_0)]
-    steps += [_step(_EQUAL, family, len(_FAMILIES) - index) for index, family in enumerate(_FAMILIES)]
+    if not namespaces:
+        steps += [_step(_EQUAL, _SOCKETPAIR[machine], 0, 6), _step(_LOAD, _ARGUMENT_1), _step(_AND, _TYPE_MASK)]
+        steps += [_step(_EQUAL, kind, 2 - index) for index, kind in enumerate(_CONNECTED_TYPES)]
+        steps += [_refuse(errno.EAFNOSUPPORT), allow]
+    steps += [_step(_EQUAL, table.socket, 0, len(families) + 2), _step(_LOAD, _ARGUMENT_0)]
+    steps += [_step(_EQUAL, family, len(families) - index) for index, family in enumerate(families)]
     steps += [_refuse(errno.EAFNOSUPPORT), allow]
     return b"".join(steps)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
 import random
+import re
 import shutil
 import stat
 import time
@@ -16,7 +18,7 @@ from typing import Any
 
 import attrs
 
-from sandstorm.provider import CapacityError, Conflict, ProviderDown, SandboxGone
+from sandstorm.provider import CapacityError, Conflict, Order, ProviderDown, SandboxGone
 from sandstorm_provider_local._owner import is_dead, own_token
 
 _FIRST_UID, _UIDS = 64000, 1000
@@ -30,14 +32,16 @@ class Record:
 
     Attributes:
         marker: Its name.
-        owner: The router that made it.
+        owner: The process that looks after it: the router that made it, or its supervisor once that runs.
         created_at: Wall-clock seconds since 1970.
         expires_at: Likewise; past this it is removed by the next session of any router.
-        keeps_files: Whether it has a work area on disk.
+        keeps_files: Whether it is a box; a one-shot sandbox is not.
         memory: MiB.
         cpu: vCPU.
         disk: MiB.
         uid: The user id that its programs run as, or None for the caller's own.
+        supervised: Whether a supervisor owns it, and not the router that made it.
+        offer: The id of the offer that it was made from: another router must not run its programs with less isolation.
     """
 
     marker: str
@@ -49,6 +53,44 @@ class Record:
     cpu: float
     disk: int
     uid: int | None
+    supervised: bool = False
+    offer: str = "default"
+
+    @property
+    def is_orphaned(self) -> bool:
+        """Whether nobody looks after it any more."""
+        return is_dead(self.owner)
+
+    def is_stale(self, now: float) -> bool:
+        """Whether nobody looks after it and nothing of it is to be kept."""
+        return self.is_orphaned and (not self.keeps_files or self.supervised or now >= self.expires_at)
+
+
+def new_record(order: Order, uid: int | None, *, keeps_files: bool, supervised: bool = False) -> Record:
+    """The record of what an order asks for, made by this process."""
+    now = time.time()
+    return Record(
+        marker=order.marker,
+        owner=own_token(),
+        created_at=now,
+        expires_at=now + order.lifetime,
+        keeps_files=keeps_files,
+        memory=order.offer.memory,
+        cpu=order.offer.cpu,
+        disk=order.offer.disk,
+        uid=uid,
+        supervised=supervised,
+        offer=order.offer.id,
+    )
+
+
+_FIELDS = frozenset(field.name for field in attrs.fields(Record))
+_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")
+
+
+def is_name(marker: str) -> bool:
+    """Whether it can be a marker, and so the name of a file."""
+    return _NAME.fullmatch(marker) is not None
 
 
 def state_directory(setting: str | None) -> Path:
@@ -71,6 +113,7 @@ def state_directory(setting: str | None) -> Path:
         path.chmod(mode)
         for name in ("boxes", "sessions", "uids"):
             (path / name).mkdir(mode=mode, exist_ok=True)
+        (path / "snapshots").mkdir(mode=0o700, exist_ok=True)
     except OSError as exc:
         raise ProviderDown(f"no state directory: {exc}") from exc
     return path
@@ -85,8 +128,13 @@ class UidLease:
         if os.geteuid() == 0:
             self._fd, self.uid = _lock_uid(state / "uids")
 
+    @property
+    def fd(self) -> int | None:
+        """The open file that holds it, for another process to hold it on; None where there is no lease."""
+        return self._fd if self._fd >= 0 else None
+
     def close(self) -> None:
-        """Lets others have it."""
+        """Lets others have it, unless another process holds it on."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
@@ -107,10 +155,11 @@ def _lock_uid(directory: Path) -> tuple[int, int]:
 
 
 class Records:
-    """The sandboxes of this user on this machine."""
+    """The sandboxes of this user on this machine. What is added is written in `staging` first, which goes with its router."""
 
-    def __init__(self, state: Path) -> None:
+    def __init__(self, state: Path, staging: Path | None = None) -> None:
         self._boxes = state / "boxes"
+        self._staging = staging or state
 
     def directory(self, marker: str) -> Path:
         """The directory of one sandbox, whether it exists or not."""
@@ -120,29 +169,31 @@ class Records:
         """Records a sandbox and gives its place. Raises `Conflict` if the marker is taken.
 
         Its place is a directory with the record and the files, or the record itself where there are no files to keep:
-        one file is made in a tenth of the time.
+        one file is made in a tenth of the time. It appears whole or not at all, whenever this process is killed.
         """
-        place = self.directory(record.marker)
+        place, part = self.directory(record.marker), self._staging / f"new-{record.marker}"
         text = json.dumps(attrs.asdict(record))
         try:
             if not record.keeps_files:
-                _write_new(place, text)
+                _write_new(part, text)
+                os.link(part, place)  # noqa: PTH200 - Path.hardlink_to would say no more
+                part.unlink()
                 return place
-            place.mkdir(mode=0o700)
-        except FileExistsError:
-            raise Conflict(f"the marker {record.marker} is taken") from None
-        try:
-            _write_new(place / _RECORD, text)
-            if record.uid is not None:
-                os.chown(place, record.uid, -1)
-        except BaseException:
-            shutil.rmtree(place, ignore_errors=True)
+            part.mkdir(mode=0o700)
+            _write_new(part / _RECORD, text)
+            if record.uid is not None and not record.supervised:
+                os.chown(part, record.uid, -1)
+            os.rename(part, place)  # noqa: PTH104 - Path.rename would say no more
+        except BaseException as exc:
+            self._drop(part)
+            if isinstance(exc, OSError) and exc.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+                raise Conflict(f"the marker {record.marker} is taken") from None
             raise
         return place
 
     def get(self, marker: str) -> Record:
         """The record of one sandbox. Raises `SandboxGone`."""
-        if not marker or "/" in marker or marker.startswith("."):
+        if not is_name(marker):
             raise SandboxGone(f"there is no sandbox {marker!r}")
         try:
             return self._read(self.directory(marker))
@@ -156,7 +207,7 @@ class Records:
         except NotADirectoryError:
             text = place.read_text()
         data: dict[str, Any] = json.loads(text)
-        return Record(**data)
+        return Record(**{name: value for name, value in data.items() if name in _FIELDS})
 
     def all(self) -> Iterator[Record]:
         """Every sandbox that is recorded."""
@@ -166,20 +217,27 @@ class Records:
 
     def remove(self, marker: str) -> None:
         """Forgets a sandbox and deletes its files. Succeeds if there is none."""
-        place = self.directory(marker)
-        with suppress(FileNotFoundError):
-            try:
-                place.unlink()
-            except IsADirectoryError:
-                _remove_tree(place)
+        self._drop(self.directory(marker))
 
-    def stale(self, now: float) -> list[str]:
-        """Markers of sandboxes whose router is dead and of which nothing is to be kept."""
-        return [
-            record.marker
-            for record in self.all()
-            if is_dead(record.owner) and (not record.keeps_files or now >= record.expires_at)
-        ]
+    def _drop(self, place: Path) -> None:
+        while place.exists():
+            # Another process may be removing it too: what has vanished meanwhile makes the rest no less to be removed.
+            with suppress(FileNotFoundError):
+                try:
+                    place.unlink()
+                except IsADirectoryError:
+                    _remove_tree(place)
+
+    def sweep(self, now: float) -> None:
+        """Removes those that nobody looks after and of which nothing is to be kept, and what a killed process half removed."""
+        for place in sorted(self._boxes.iterdir()):
+            with suppress(OSError, ValueError, TypeError):
+                try:
+                    stale = self._read(place).is_stale(now)
+                except FileNotFoundError:
+                    stale = True
+                if stale:
+                    self.remove(place.name)
 
 
 def _write_new(path: Path, text: str) -> None:

@@ -13,6 +13,9 @@ GROUP = "sandstorm.commands"
 OWN = {
     "run": "sandstorm_cli._run:run",
     "plan": "sandstorm_cli._run:plan",
+    "attach": "sandstorm_cli._attach:attach",
+    "sandbox": "sandstorm_cli._sandbox:sandbox",
+    "prepare": "sandstorm_cli._prepare:prepare",
     "runs": "sandstorm_cli._runs:runs",
     "providers": "sandstorm_cli._providers:providers",
     "plugins": "sandstorm_cli._plugins:plugins",

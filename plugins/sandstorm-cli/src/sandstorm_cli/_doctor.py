@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 OLDEST = (3, 11)
 _SQLITE = "sqlite:///"
+_OF_SANDBOXES = ("Interactive", "Reconnect", "Detach", "Files", "Ports", "Pause", "Snapshot", "Fork", "Extend", "Interpreter")
+"""The abilities that the commands of `sandstorm sandbox` and detached runs rest on."""
 
 
 @attrs.frozen(kw_only=True)
@@ -118,6 +120,7 @@ def _client_checks(settings: str | None) -> Iterator[Check]:
             yield _store_check(setup.store)
             yield from _plugin_checks(client.plugins())
             yield from _provider_checks(client.providers())
+            yield _kept_check(client.sandboxes())
     except SettingsError as exc:
         yield _settings_failed(exc)
     except Exception as exc:
@@ -161,16 +164,20 @@ def _provider_checks(found: Any) -> Iterator[Check]:
     if not found:
         yield Check(name="providers", state="fail", detail="none is installed", remedy="pip install sandstorm-provider-local")
     for status in found:
-        yield _provider_check(status)
+        spare = status.traits.by_invitation and any(each.ok for each in found)
+        yield _provider_check(status, spare=spare)
+        yield from _ability_checks(status)
 
 
-def _provider_check(status: Any) -> Check:
+def _provider_check(status: Any, *, spare: bool) -> Check:
+    """`spare`: it takes part by invitation only, and another one works."""
     from sandstorm.provider import Offer
     from sandstorm_cli._show import SHARED_KERNEL, isolation
 
     name = f"provider {status.name}"
     if not status.ok:
-        return Check(name=name, state="fail", detail=status.detail, remedy="correct it, or disable its plugin in the settings")
+        remedy = "correct it, or disable its plugin in the settings"
+        return Check(name=name, state="warn" if spare else "fail", detail=status.detail, remedy=remedy)
     offer = next((each for each in status.offers if isinstance(each, Offer)), None)
     if offer is None:
         reasons = "; ".join(each.reason for each in status.offers)
@@ -180,3 +187,22 @@ def _provider_check(status: Any) -> Check:
         remedy = "for hostile code ask for --isolation gvisor or microvm"
         return Check(name=name, state="warn", detail=f"works; isolation {shown}", remedy=remedy)
     return Check(name=name, detail=f"works; isolation {shown}")
+
+
+def _ability_checks(status: Any) -> Iterator[Check]:
+    """What sandboxes that stay cannot do there, with the provider's reasons."""
+    from sandstorm.provider import Offer
+
+    offer = next((each for each in status.offers if isinstance(each, Offer)), None)
+    missing = [] if offer is None else [name for name in _OF_SANDBOXES if not offer.can(name)]
+    if offer is not None and missing:
+        detail = "; ".join(f"no {name}: {offer.reason(name)}" for name in missing)
+        yield Check(name=f"sandboxes of {status.name}", detail=detail)
+
+
+def _kept_check(kept: Any) -> Check:
+    silent = sorted({each.provider for each in kept if each.state == "unknown"})
+    if silent:
+        detail = f"{len(kept)} are kept, and what became of those at {', '.join(silent)} cannot be told"
+        return Check(name="sandboxes", state="warn", detail=detail, remedy="see what is said of that provider")
+    return Check(name="sandboxes", detail=f"{len(kept)} are kept" if kept else "none is kept")

@@ -1,11 +1,11 @@
-"""The options of `run` and `plan`, and what they ask for."""
+"""The options that say what to run, where it may go and at what cost, and what they ask for."""
 
 from __future__ import annotations
 
 import json
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,6 +22,10 @@ DEFAULT_LANGUAGE = "python"
 
 _UNITS = {"": 0, "b": 0, "kib": 1, "mib": 2, "gib": 3, "tib": 4}
 
+_DURATIONS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+
+_LANGUAGE = click.option("--language", metavar="NAME", help="The language whose runtime it needs, such as python.")
+
 _PROGRAM = (
     click.argument("program", nargs=-1, metavar="[FILE | -] [-- ARGS]"),
     click.option("-c", "--code", metavar="CODE", help="The program itself, instead of FILE."),
@@ -32,6 +36,11 @@ _PROGRAM = (
     click.option("--stdin", metavar="FILE|-", help="What the program reads; nothing if left out."),
     click.option("--output", "outputs", multiple=True, metavar="PATH", help="A file to bring back; repeatable."),
     click.option("--effects", metavar="KIND", help="Does running it twice matter: unknown, idempotent or none."),
+)
+
+_ENVIRONMENT = (
+    click.option("--image", metavar="REF", help="An OCI image."),
+    click.option("--requirement", "requirements", multiple=True, metavar="PACKAGE", help="Such as numpy==2.1; repeatable."),
 )
 
 _MACHINE = (
@@ -50,8 +59,8 @@ _MACHINE = (
     click.option("--port", "ports", type=int, multiple=True, metavar="N", help="A TCP port it listens on; repeatable."),
     click.option("--user", metavar="NAME", help="The user to run as."),
     click.option("--workdir", metavar="PATH", help="The working directory."),
-    click.option("--image", metavar="REF", help="An OCI image."),
-    click.option("--requirement", "requirements", multiple=True, metavar="PACKAGE", help="Such as numpy==2.1; repeatable."),
+    *_ENVIRONMENT,
+    click.option("--snapshot", metavar="NAME", help="A snapshot whose files are there first, such as local/ss-1a2b."),
     click.option("--label", "labels", multiple=True, metavar="NAME=VALUE", help="For the ledger and policies; repeatable."),
     click.option("--idle-timeout", type=float, metavar="SECONDS", help="It may end after so long without activity."),
     click.option(
@@ -75,7 +84,21 @@ _LIMITS = (
 
 def request_options(command: _Command) -> _Command:
     """Adds every option that says what to run, on which machine and within which limits."""
-    for option in reversed((*_PROGRAM, *_MACHINE, *_LIMITS, settings_option, json_option)):
+    return _with(command, (*_PROGRAM, *_MACHINE, *_LIMITS, settings_option, json_option))
+
+
+def machine_options(command: _Command) -> _Command:
+    """Adds every option that says on which machine and within which limits, without a program."""
+    return _with(command, (_LANGUAGE, *_MACHINE, *_LIMITS, settings_option, json_option))
+
+
+def environment_options(command: _Command) -> _Command:
+    """Adds the options that say which environment is wanted, and where."""
+    return _with(command, (_LANGUAGE, *_ENVIRONMENT, *_LIMITS, settings_option, json_option))
+
+
+def _with(command: _Command, options: Sequence[Callable[[_Command], _Command]]) -> _Command:
+    for option in reversed(options):
         command = option(command)
     return command
 
@@ -112,11 +135,31 @@ def asked(given: Mapping[str, Any]) -> Asked:
     return Asked(
         task=task,
         spec=_spec(given),
-        constraints=Constraints(**_present(given, [field.name for field in attrs.fields(Constraints)])),
+        constraints=_constraints(given),
         guess=guess,
         strategy=given["strategy"],
         tenant=given["tenant"],
     )
+
+
+def machine(given: Mapping[str, Any]) -> SandboxSpec:
+    """The machine that `machine_options` ask for. Raises `InvalidInput`; reads the files that are named."""
+    spec = _spec(given)
+    return attrs.evolve(spec, environment=attrs.evolve(spec.environment, language=given["language"]))
+
+
+def environment(given: Mapping[str, Any]) -> Environment:
+    """The environment that `environment_options` ask for. Raises `InvalidInput`."""
+    return Environment(image=given["image"], requirements=given["requirements"], language=given["language"])
+
+
+def where(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Where it may go and for whom, as arguments of the client. Raises `InvalidInput`."""
+    return {"constraints": _constraints(given), "strategy": given["strategy"], "tenant": given["tenant"]}
+
+
+def _constraints(given: Mapping[str, Any]) -> Constraints:
+    return Constraints(**_present(given, [field.name for field in attrs.fields(Constraints)]))
 
 
 def _refuse_two_readers(given: Mapping[str, Any]) -> None:
@@ -149,7 +192,9 @@ def _task(given: Mapping[str, Any]) -> tuple[Task, str | None]:
 
 
 def _spec(given: Mapping[str, Any]) -> SandboxSpec:
-    settled = _present(given, ["cpu", "region", "network", "isolation", "secrets", "ports", "user", "workdir", "idle_timeout"])
+    settled = _present(
+        given, ["cpu", "region", "network", "isolation", "secrets", "ports", "user", "workdir", "idle_timeout", "snapshot"]
+    )
     settled |= {name: size(name, given[name]) // 2**20 for name in ("memory", "disk") if given[name] is not None}
     if given["gpu"] is not None:
         settled["gpu"] = _gpu(given["gpu"])
@@ -157,10 +202,10 @@ def _spec(given: Mapping[str, Any]) -> SandboxSpec:
         if given["network"] is not None:
             raise InvalidInput("network", "no --network beside --allow-host or --allow-cidr", given["network"])
         settled["network"] = Network(mode="allow", hosts=given["hosts"], cidrs=given["cidrs"])
-    settled |= {name: dict(_pairs(name, given[name])) for name in ("env", "labels") if given[name]}
+    settled |= {name: dict(pairs(name, given[name])) for name in ("env", "labels") if given[name]}
     if given["files"]:
         settled["files"] = {
-            remote: _read(f"files.{remote}", local) for remote, local in _pairs("files", given["files"], "REMOTE=LOCAL")
+            remote: _read(f"files.{remote}", local) for remote, local in pairs("files", given["files"], "REMOTE=LOCAL")
         }
     if given["image"] or given["requirements"]:
         settled["environment"] = Environment(image=given["image"], requirements=given["requirements"])
@@ -183,6 +228,15 @@ def size(field: str, text: str, *, plain: str = "mib") -> int:
     return int(float(match[1]) * 1024 ** _UNITS[unit])
 
 
+def duration(field: str, text: str) -> float:
+    """Seconds for `30s`, `10m`, `2h`, `1d` or a bare number of seconds. Raises `InvalidInput`."""
+    match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)\s*([a-z]*)", text.strip().lower(), re.ASCII)
+    seconds = float(match[1]) * _DURATIONS.get(match[2], 0) if match else 0.0
+    if not seconds:
+        raise InvalidInput(field, "a duration above 0, such as 30s, 10m, 2h or 1d", text)
+    return seconds
+
+
 def _gpu(text: str) -> Gpu:
     model, colon, count = text.partition(":")
     if colon and not (count.isascii() and count.isdigit() and len(count) < 5):
@@ -193,7 +247,7 @@ def _gpu(text: str) -> Gpu:
         raise exc.below("gpu") from exc
 
 
-def _pairs(field: str, texts: Iterable[str], shape: str = "NAME=VALUE") -> Iterable[tuple[str, str]]:
+def pairs(field: str, texts: Iterable[str], shape: str = "NAME=VALUE") -> Iterable[tuple[str, str]]:
     for text in texts:
         name, equals, value = text.partition("=")
         if not equals or not name:
@@ -203,7 +257,7 @@ def _pairs(field: str, texts: Iterable[str], shape: str = "NAME=VALUE") -> Itera
 
 def _provider_options(texts: Iterable[str]) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
-    for name, value in _pairs("provider_options", texts, "PROVIDER.KEY=JSON"):
+    for name, value in pairs("provider_options", texts, "PROVIDER.KEY=JSON"):
         provider, dot, key = name.partition(".")
         if not (provider and dot and key):
             raise InvalidInput("provider_options", "PROVIDER.KEY=JSON", name)

@@ -1,4 +1,4 @@
-"""`sandstorm run` and `sandstorm plan`."""
+"""`sandstorm run`, attached or detached, and `sandstorm plan`."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from typing import Any
 import click
 
 from sandstorm import RunResult, Sandstorm, encode
-from sandstorm_cli._exit_codes import Status, clamp, help_text
+from sandstorm_cli._exit_codes import Status, help_text
 from sandstorm_cli._options import Asked, asked, request_options
-from sandstorm_cli._outputs import check_directory, write_outputs
-from sandstorm_cli._progress import Progress
-from sandstorm_cli._show import explanation, plan_pairs
+from sandstorm_cli._outputs import check_directory
+from sandstorm_cli._progress import observed
+from sandstorm_cli._show import plan_pairs, when
+from sandstorm_cli._shown import shown
 from sandstorm_cli._terminal import Relay, Waiting, emit_json, emit_pairs, waiting
 
 
@@ -19,42 +20,41 @@ from sandstorm_cli._terminal import Relay, Waiting, emit_json, emit_pairs, waiti
 @request_options
 @click.option("--output-dir", default=".", metavar="DIR", help="Where files that are brought back go (.).")
 @click.option("-q", "--quiet", is_flag=True, help="No explanation after the run.")
-def run(output_dir: str, quiet: bool, as_json: bool, settings: str | None, **given: Any) -> int:
+@click.option("--detach", is_flag=True, help="Print the run's id once it has started; `attach` collects it.")
+def run(output_dir: str, quiet: bool, detach: bool, as_json: bool, settings: str | None, **given: Any) -> int:
     """Run FILE, CODE or standard input where it may run, costs least or starts soonest.
 
-    Standard output is the program's alone. Where it ran and why goes to standard error.
+    Standard output is the program's alone. Where it ran and why goes to standard error. With --detach it is the run's id.
     """
     request = asked(given)
+    if detach:
+        return _detached(settings, request, quiet=quiet, as_json=as_json)
     directory = check_directory(output_dir)
+
+    def result(on_output: Relay | None, line: Waiting) -> RunResult:
+        client = observed(settings, line)
+        arguments = _arguments(client, request)
+        with client:
+            return client.run(**arguments, on_output=on_output)
+
+    return shown(result, directory, text="routing…", quiet=quiet, as_json=as_json)
+
+
+def _detached(settings: str | None, request: Asked, *, quiet: bool, as_json: bool) -> int:
     with waiting("routing…", shown=not quiet) as line:
-        relay = None if as_json else Relay(line)
-        try:
-            result = _result(settings, request, relay, line)
-        except KeyboardInterrupt:
-            if relay is None or relay.failed is None:
-                raise
-    if relay is not None and relay.failed is not None:
-        if isinstance(relay.failed, BrokenPipeError):
-            return Status.PIPE_CLOSED
-        raise relay.failed
-    write_outputs(result.outputs, directory)
+        client = observed(settings, line)
+        arguments = _arguments(client, request)
+        with client:
+            run_id = client.detach(**arguments)
+            attempt = client.show(run_id).attempts[-1]
     if as_json:
-        emit_json(encode(result))
-    _explain(request, result, quiet=quiet)
-    return clamp(result.exit.status)
-
-
-def _result(settings: str | None, request: Asked, relay: Relay | None, line: Waiting) -> RunResult:
-    progress = [Progress(line)] if line.shown else []
-    client = Sandstorm(settings=settings, plugins=[(plugin.name, plugin) for plugin in progress])
-    arguments = _arguments(client, request)
-    with client:
-        return client.run(**arguments, on_output=relay)
-
-
-def _explain(request: Asked, result: RunResult, *, quiet: bool) -> None:
-    missing = [("missing", f"the program made no {path}") for path in request.task.outputs if path not in result.outputs]
-    emit_pairs([*missing, *([] if quiet else explanation(result))], err=True)
+        emit_json({"run": run_id, "provider": attempt.provider, "sandbox": attempt.sandbox, "expires_at": attempt.expires_at})
+        return Status.OK
+    click.echo(run_id)
+    if not quiet:
+        collect = f"sandstorm attach {run_id}, until {when(attempt.expires_at)} at the latest"
+        emit_pairs([("runs on", attempt.provider), ("collect", collect)], err=True)
+    return Status.OK
 
 
 @click.command(epilog=help_text())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -12,7 +11,7 @@ import click
 from sandstorm import InvalidInput, Sandstorm, encode
 from sandstorm_cli._escape import lines
 from sandstorm_cli._flags import json_option, settings_option
-from sandstorm_cli._show import seconds, usd
+from sandstorm_cli._show import seconds, usd, when
 from sandstorm_cli._terminal import emit_json, emit_pairs, emit_table
 
 if TYPE_CHECKING:
@@ -80,16 +79,12 @@ def _parsed(text: str | None) -> Any:
         return None
 
 
-def _when(at: float) -> str:
-    return datetime.fromtimestamp(at, UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S")
-
-
 def _row(row: RunRow) -> tuple[str, ...]:
     status = "" if row.exit is None else str(row.exit)
     took = "" if row.seconds is None else seconds(row.seconds)
     return (
         row.id,
-        _when(row.created_at),
+        when(row.created_at),
         row.tenant,
         row.title,
         row.state,
@@ -103,7 +98,7 @@ def _row(row: RunRow) -> tuple[str, ...]:
 def _run_pairs(row: RunRow) -> list[tuple[str, str]]:
     return [
         ("run", row.id),
-        ("when", _when(row.created_at)),
+        ("when", when(row.created_at)),
         ("tenant", row.tenant),
         ("what", row.title),
         ("state", row.state),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from decimal import Decimal
 
 from sandstorm import Exit, Plan, RunResult
@@ -27,10 +28,26 @@ def seconds(amount: float | None) -> str:
     return f"{amount:.3f} s" if amount < 10 else f"{amount:.1f} s"
 
 
+def span(amount: float) -> str:
+    """A length of time in its two largest units, such as `2h 05m`."""
+    whole = max(0, int(amount))
+    minutes, hours, days = whole // 60, whole // 3600, whole // 86400
+    if not minutes:
+        return f"{whole}s"
+    if not hours:
+        return f"{minutes}m {whole % 60:02}s"
+    return f"{days}d {hours % 24:02}h" if days else f"{hours}h {minutes % 60:02}m"
+
+
 def isolation(level: str, detail: str = "") -> str:
     """The level, whether the host's kernel is shared, and the provider's sentence about it."""
     shared = f" ({SHARED_KERNEL})" if isolation_rank(level) <= isolation_rank("container") else ""
     return f"{level}{shared}" + (f": {detail}" if detail else "")
+
+
+def when(at: float) -> str:
+    """A moment, given in seconds since 1970, in local time."""
+    return datetime.fromtimestamp(at, UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S")
 
 
 def ending(exit: Exit) -> str:
