@@ -385,7 +385,9 @@ class Trial:
 
     def _bound(self, sandbox: Sandbox) -> None:
         seconds = trio.current_time() - self.began
-        self._set(state="bound", sandbox=sandbox.id, create_seconds=seconds)
+        # It was made before now, so that the lifetime that was asked for ends no later than this.
+        expires_at = self.engine.wall() + self.plan.request.lifetime
+        self._set(state="bound", sandbox=sandbox.id, create_seconds=seconds, expires_at=expires_at)
         self._emit(SandboxBound, attempt=self.row.id, provider=self.row.provider, sandbox=sandbox.id, seconds=seconds)
 
     def _started(self) -> None:

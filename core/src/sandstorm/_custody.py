@@ -108,7 +108,6 @@ async def attach(engine: Engine, run_id: str, on_output: OnOutput | None = None)
     trial = await _trial(engine, run, row)
     task = trial.plan.request.task
     assert task is not None
-    began = trio.current_time()
     try:
         sandbox = await _reached(engine, row)
         process = await _process(sandbox, row)
@@ -121,7 +120,7 @@ async def attach(engine: Engine, run_id: str, on_output: OnOutput | None = None)
         await engine.give_up(run, unknown, trial.secrets)
         raise unknown from exc
     outputs = await trial.fetch(sandbox, task.outputs)
-    return await engine.finish(trial, run, got, outputs, (began, trial.began + (row.start_seconds or 0.0)))
+    return await engine.finish(trial, run, got, outputs, (trial.began, trial.began + (row.start_seconds or 0.0)))
 
 
 @asynccontextmanager

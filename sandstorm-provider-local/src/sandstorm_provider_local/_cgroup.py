@@ -135,7 +135,11 @@ def sweep(hierarchy: Hierarchy) -> None:
     """Removes the groups of routers and supervisors that are dead, and nobody else's, once their processes have ended."""
     dead = []
     for root in dict.fromkeys((*hierarchy.roots, *([hierarchy.freezer] if hierarchy.freezer else ()))):
-        for name in os.listdir(root):
+        try:
+            names = os.listdir(root)
+        except OSError:
+            continue  # it is gone, with all that was in it
+        for name in names:
             if name.startswith(PREFIX) and is_dead(name[len(PREFIX) :].rpartition("-")[0]):
                 dead.append(os.path.join(root, name))
     until = time.monotonic() + _DYING

@@ -11,7 +11,7 @@ import re
 import shutil
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,7 @@ class Record:
         uid: The user id that its programs run as, or None for the caller's own.
         supervised: Whether a supervisor owns it, and not the router that made it.
         offer: The id of the offer that it was made from: another router must not run its programs with less isolation.
+        groups: Where the control group of a box is, as `Hierarchy.to_json` has it: another router may have its own elsewhere.
     """
 
     marker: str
@@ -55,6 +56,7 @@ class Record:
     uid: int | None
     supervised: bool = False
     offer: str = "default"
+    groups: Mapping[str, Any] | None = None
 
     @property
     def is_orphaned(self) -> bool:
@@ -228,16 +230,20 @@ class Records:
                 except IsADirectoryError:
                     _remove_tree(place)
 
-    def sweep(self, now: float) -> None:
+    def sweep(self, now: float) -> list[Record]:
         """Removes those that nobody looks after and of which nothing is to be kept, and what a killed process half removed."""
+        removed = []
         for place in sorted(self._boxes.iterdir()):
             with suppress(OSError, ValueError, TypeError):
                 try:
-                    stale = self._read(place).is_stale(now)
+                    record = self._read(place)
                 except FileNotFoundError:
-                    stale = True
-                if stale:
                     self.remove(place.name)
+                    continue
+                if record.is_stale(now):
+                    removed.append(record)
+                    self.remove(record.marker)
+        return removed
 
 
 def _write_new(path: Path, text: str) -> None:
