@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from sandstorm.provider import Declined, Facts, Offer, SandboxSpec
+from sandstorm import AsyncSandstorm, SandboxSpec, SettingsError
+from sandstorm import provider as contract
+from sandstorm.provider import ABILITIES, Declined, Environment, Facts, InvalidSpec, Offer, Prepare
 from sandstorm_provider_local import LocalPlugin, LocalProvider, Settings
+from sandstorm_provider_local._box import Box
+from sandstorm_provider_local._boxprocess import BoxProcess
+from sandstorm_provider_local._plainbox import PlainBox
+from sandstorm_provider_local._process import LocalProcess
+from sandstorm_provider_local._session import LocalSession
 
 FACTS = Facts(
     data={
@@ -85,6 +94,58 @@ def test_an_ability_that_this_machine_lacks_says_so() -> None:
     assert {"LiveRates", "Gpu"} == {name for name, support in full.abilities.items() if support.level == "impossible"}
 
 
+ALL = {**FACTS.data, "groups": "cgroup-v2", "freezer": True, "tar": True, "installers": {"uv": "/uv", "npm": "/npm"}}
+LEVELS = {
+    "namespaces+cgroup": (Box, BoxProcess),
+    "namespaces": (Box, BoxProcess),
+    "namespaces-noproc": (Box, BoxProcess),
+    "process": (PlainBox, LocalProcess),
+    "none": (PlainBox, LocalProcess),
+    "gvisor": (PlainBox, LocalProcess),
+}
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_what_a_level_declares_it_has(level: str) -> None:
+    """At each level, an ability is declared usable exactly where its methods are there, and has a reason where it is not full."""
+    own = {"level": level, "version": "1", "platform": "systrap", "without_namespaces": ""}
+    (offer,) = LocalProvider().offers(SandboxSpec(isolation=level), Facts(data={**ALL, **own}))
+    assert isinstance(offer, Offer)
+    assert list(offer.abilities) == list(ABILITIES)
+    box, process = LEVELS[level]
+    for name, support in offer.abilities.items():
+        assert (support.level == "full") == (support.reason == "")
+        protocol = getattr(contract, name, None)
+        if protocol is None or not getattr(protocol, "_is_protocol", False):
+            continue  # it is no method
+        holder = process if name == "Interactive" else LocalSession if name in ("OneShot", "Prepare", "LiveRates") else box
+        if name == "Prepare":
+            assert support.usable == (box is Box)
+        else:
+            assert support.usable == issubclass(holder, protocol), name
+    assert offer.can("Detach") == offer.extendable == (box is Box)
+    assert (offer.workdir is None) == (level in ("process", "none"))
+
+
+@pytest.mark.parametrize("level", ["process", "none", "gvisor"])
+@pytest.mark.parametrize(
+    ("rule", "fields"), [("ports", {"ports": (80,)}), ("idle-timeout", {"idle_timeout": 60.0}), ("workdir", {"workdir": "/srv"})]
+)
+def test_what_needs_a_supervisor_is_declined_without(level: str, rule: str, fields: dict[str, Any]) -> None:
+    """Levels whose boxes have no supervisor do not take what only that could do."""
+    own = {"level": level, "version": "1", "platform": "systrap", "without_namespaces": ""}
+    (declined,) = LocalProvider().offers(SandboxSpec(isolation=level, **fields), Facts(data={**ALL, **own}))
+    assert isinstance(declined, Declined)
+    assert declined.rule == rule
+
+
+def test_a_snapshot_goes_into_a_box() -> None:
+    """What begins with a snapshot is not offered as a one-shot, so that it is run in a box."""
+    (offer,) = LocalProvider().offers(SandboxSpec(snapshot="local/snap"), Facts(data=ALL))
+    assert isinstance(offer, Offer)
+    assert (offer.can("OneShot"), offer.can("Snapshot")) == (False, True)
+
+
 async def test_every_line_of_the_isolation_is_verified(machine: Any) -> None:
     """The self-test finds nothing amiss on a machine that passes these tests."""
     assert machine.facts.data["failed"] == []
@@ -107,3 +168,44 @@ def test_the_plugin_gives_one_provider() -> None:
     assert provider.name == "local"
     code = "import sys, sandstorm_provider_local; print([m for m in ('trio', 'asyncio', 'pluggy') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [
+        ({"image_disk": 0}, r"plugins\.local\.image_disk: expected MiB, at least 1, got 0"),
+        ({"environments_disk": "much"}, r"plugins\.local\.environments_disk"),
+        ({"uv": 1}, r"plugins\.local\.uv"),
+        ({"vu": "/usr/bin/uv"}, r"plugins\.local\.vu"),
+    ],
+)
+async def test_a_setting_that_cannot_be_used_is_located(table: dict[str, Any], said: str) -> None:
+    """An error in the settings names its table and key."""
+    with pytest.raises(SettingsError, match=said):
+        async with AsyncSandstorm(settings={"store": "sqlite://", "plugins": {"local": table}}):
+            pass
+
+
+async def test_settings_of_environments_are_obeyed(machine: Any, tmp_path: Path) -> None:
+    """The uv and the sizes of the settings are those that prepare environments."""
+    uv = tmp_path / "uv"
+    uv.write_text("#!/bin/sh\n")
+    uv.chmod(0o755)
+    state = machine.state / "state"
+    settings = Settings(state_dir=str(state), uv=str(uv), environments_disk=20, image_disk=10)
+    (provider,) = LocalPlugin(settings).sandstorm_providers()
+    async with provider.connect() as session:
+        facts = await session.refresh()
+        assert facts.data["installers"]["uv"] == str(uv)
+        image = tmp_path / "image.tar"
+        with tarfile.open(image, "w") as archive:
+            member = tarfile.TarInfo("usr/big")
+            member.size = 11 << 20
+            archive.addfile(member, io.BytesIO(bytes(member.size)))
+        assert isinstance(session, Prepare)
+        with pytest.raises(InvalidSpec, match="image_disk in the settings"):
+            await session.prepare(Environment(image=str(image)), "prepared")
+    settings = Settings(state_dir=str(state), uv=str(tmp_path / "missing"))
+    (provider,) = LocalPlugin(settings).sandstorm_providers()
+    async with provider.connect() as session:
+        assert "uv" not in (await session.refresh()).data["installers"]

@@ -1,8 +1,7 @@
 """Control groups: what limits memory, processes and CPU of a whole sandbox, in version 1 and 2.
 
-Groups of programs that run alone are pooled by their session, which takes one up again once it is empty; a box has one of
-its own. Everything is tried and nothing assumed: what cannot be written is not used. The supervisor of a box uses this
-module too, hence nothing that takes long to import.
+Everything is tried and nothing assumed: what cannot be written is not used. The supervisor of a box uses this module too,
+hence nothing that takes long to import.
 """
 # ruff: noqa: PTH102, PTH106, PTH110, PTH118, PTH120, PTH123, PTH208, SIM105 - pathlib and contextlib take longer to import than this may take to start
 
@@ -139,9 +138,8 @@ def sweep(hierarchy: Hierarchy) -> None:
             names = os.listdir(root)
         except OSError:
             continue  # it is gone, with all that was in it
-        for name in names:
-            if name.startswith(PREFIX) and is_dead(name[len(PREFIX) :].rpartition("-")[0]):
-                dead.append(os.path.join(root, name))
+        ours = [name for name in names if name.startswith(PREFIX)]
+        dead += [os.path.join(root, name) for name in ours if is_dead(name[len(PREFIX) :].rpartition("-")[0])]
     until = time.monotonic() + _DYING
     while (dead := [group for group in dead if not _removed(group)]) and time.monotonic() < until:
         time.sleep(0.002)
@@ -342,45 +340,3 @@ class Cgroup:
                 os.rmdir(group)
             except OSError:
                 pass
-
-
-class CgroupPool:
-    """The groups of one session."""
-
-    def __init__(self, hierarchy: Hierarchy) -> None:
-        self.hierarchy = hierarchy
-        self._token = own_token()
-        self._made = 0
-        self._free: list[Cgroup] = []
-        self._all: list[Cgroup] = []
-
-    def take(self, limits: Limits) -> Cgroup:
-        """An empty group with these limits."""
-        for index, group in enumerate(self._free):
-            if group.empty:
-                del self._free[index]
-                group.limit(limits)
-                return group
-        self._made += 1
-        group = Cgroup(self.hierarchy, f"{PREFIX}{self._token}-{id(self):x}x{self._made}", limits)
-        self._all.append(group)
-        return group
-
-    def give_back(self, group: Cgroup) -> None:
-        """Keeps the group for another sandbox; it is taken up again once it is empty."""
-        self._free.append(group)
-
-    @property
-    def all_empty(self) -> bool:
-        """Whether no process is in any of them."""
-        return all(group.empty for group in self._all)
-
-    def kill(self) -> None:
-        """Kills every process in any of them."""
-        for group in self._all:
-            group.kill()
-
-    def close(self) -> None:
-        """Removes all of them."""
-        for group in self._all:
-            group.close()

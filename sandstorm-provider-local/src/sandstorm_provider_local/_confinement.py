@@ -24,7 +24,6 @@ MIB = 1024 * 1024
 INSIDE_ID = 1000
 """User and group id that a program sees as its own; outside it is another one without any rights."""
 _OPEN_FILES = 1024
-_NO_CORE = 0
 _TMP = 64
 """MiB of `/tmp` and of `/dev/shm`, beside the work area."""
 
@@ -36,7 +35,7 @@ _PR_SET_NO_NEW_PRIVS = 38
 class Spawned:
     """A running bubblewrap and the reading ends of its pipes. `status` carries bubblewrap's own report, as JSON lines.
 
-    Levels without bubblewrap have a keeper in its place: it ends with all that it started once `leash` is closed.
+    Levels without bubblewrap have a shim in its place: it ends with all that it started once `leash` is closed.
     """
 
     popen: subprocess.Popen[bytes]
@@ -93,7 +92,8 @@ class Confinement:
         seccomp: The filter, or None where this machine has none.
         extra: Host directories with runtimes outside of `/usr`, bound read-only.
         path: The search path of programs.
-        can_disable_userns: Whether this bubblewrap can forbid further user namespaces.
+        can_disable_userns: Whether this bubblewrap can forbid further user namespaces here.
+        hostname: Whether it has a host name of its own.
         system: Bubblewrap's arguments that put an image's root file system in place; None for the host's `/usr`.
     """
 
@@ -105,6 +105,7 @@ class Confinement:
     extra: Sequence[str] = ()
     path: str
     can_disable_userns: bool
+    hostname: bool = True
     system: tuple[str, ...] | None = None
     prefix: tuple[str, ...] = attrs.field(init=False)
 
@@ -115,7 +116,9 @@ class Confinement:
         arguments = [self.bwrap, "--unshare-all", "--unshare-user"]
         if self.can_disable_userns:
             arguments.append("--disable-userns")
-        arguments += ["--die-with-parent", "--new-session", "--clearenv", "--cap-drop", "ALL", "--hostname", "sandbox"]
+        arguments += ["--die-with-parent", "--new-session", "--clearenv", "--cap-drop", "ALL"]
+        if self.hostname:
+            arguments += ["--hostname", "sandbox"]
         arguments += ["--uid", str(INSIDE_ID), "--gid", str(INSIDE_ID)]
         arguments += self._host_system() if self.system is None else self.system
         if self.proc:
@@ -149,7 +152,7 @@ class Confinement:
             fds: list[int] = []
 
             def sealed(data: bytes) -> int:
-                fd = _sealed(data)
+                fd = sealed_file(data)
                 given_away.callback(os.close, fd)
                 return fd
 
@@ -204,7 +207,7 @@ class Confinement:
         return ["--size", str(job.disk * MIB), "--tmpfs", WORKDIR]
 
 
-def _sealed(data: bytes) -> int:
+def sealed_file(data: bytes) -> int:
     """An open file with exactly `data`, at its beginning, that nobody can change any more."""
     fd = os.memfd_create("sandstorm", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     view = memoryview(data)
@@ -215,21 +218,23 @@ def _sealed(data: bytes) -> int:
     return fd
 
 
+def process_limits(disk: int, memory: int | None, max_tasks: int | None) -> list[tuple[int, int]]:
+    """The resource limits of each process: MiB of a file, and where there is no group, MiB of memory and tasks of its user."""
+    limits = [(resource.RLIMIT_CORE, 0), (resource.RLIMIT_NOFILE, _OPEN_FILES), (resource.RLIMIT_FSIZE, disk * MIB)]
+    if memory is not None:
+        limits.append((resource.RLIMIT_DATA, memory * MIB))
+    if max_tasks is not None:
+        limits.append((resource.RLIMIT_NPROC, max_tasks))
+    return limits
+
+
 class _Descent:
     """What the child does between fork and exec: system calls only, since other threads may hold locks."""
 
     def __init__(self, job: Job) -> None:
         self._join_fds = tuple(job.join_fds)
         self._uid = job.uid
-        self._limits = [
-            (resource.RLIMIT_CORE, _NO_CORE),
-            (resource.RLIMIT_NOFILE, _OPEN_FILES),
-            (resource.RLIMIT_FSIZE, job.disk * MIB),
-        ]
-        if job.memory is not None:
-            self._limits.append((resource.RLIMIT_DATA, job.memory * MIB))
-        if job.max_tasks is not None:
-            self._limits.append((resource.RLIMIT_NPROC, job.max_tasks))
+        self._limits = process_limits(job.disk, job.memory, job.max_tasks)
 
     def __call__(self) -> None:
         for fd in self._join_fds:

@@ -1,7 +1,7 @@
-"""A program that runs in its own bubblewrap, or under its own keeper, as events.
+"""A program that runs in its own bubblewrap, or under its own shim, as events.
 
 Bubblewrap and gVisor report a program that a signal ended as exit code 128 + n, and so does a shell: the two cannot be told
-apart from outside. A code from 129 to 159 is therefore named a signal; `Exit.status` is the same number either way. A keeper
+apart from outside. A code from 129 to 159 is therefore named a signal; `Exit.status` is the same number either way. A shim
 tells them apart where it can.
 """
 
@@ -39,7 +39,7 @@ class Bounds:
 
 
 class LocalProcess:
-    """A started program. Its id is the process id of its bubblewrap or keeper, which means the same to every router here."""
+    """A started program. Its id is the process id of its bubblewrap or shim, which means the same to every router here."""
 
     def __init__(self, spawned: Spawned, bounds: Bounds, oom_kills: Callable[[], int]) -> None:
         self.id = str(spawned.popen.pid)
@@ -47,7 +47,7 @@ class LocalProcess:
         self._pipes = {spawned.stdout: "stdout", spawned.stderr: "stderr"}
         self._status_fd = spawned.status
         self._leash = spawned.leash
-        self._kept = spawned.leash is not None
+        self._shimmed = spawned.leash is not None
         self._status = b""
         self._bounds = bounds
         self._oom_kills = oom_kills
@@ -75,7 +75,7 @@ class LocalProcess:
             yield events
 
     async def kill(self) -> None:
-        """Ends the whole process tree: with bubblewrap its namespace ends, and a keeper ends all that it started."""
+        """Ends the whole process tree: with bubblewrap its namespace ends, and a shim ends all that it started."""
         self.end("killed")
         await self.wait_gone()
 
@@ -85,7 +85,7 @@ class LocalProcess:
         """Kills it, if it still runs; the first reason is the one that its exit names."""
         if self._popen.poll() is None:
             self._reason = self._reason or reason
-            if self._kept:
+            if self._shimmed:
                 self._let_go()
                 return
             self._find_init()
@@ -104,7 +104,7 @@ class LocalProcess:
 
     @property
     def child_pid(self) -> int | None:
-        """The process id of the program under its keeper or of the first process in its namespace; None if not yet reported."""
+        """The process id of the program under its shim or of the first process in its namespace; None if not yet reported."""
         return self._report("child-pid")
 
     async def watch(self, period: float | None = None, over: Callable[[], bool] | None = None) -> None:
@@ -124,13 +124,13 @@ class LocalProcess:
             os.close(fd)
 
     async def wait_gone(self) -> None:
-        """Returns when bubblewrap and everything in its namespace, or the keeper and all that it started, are gone."""
+        """Returns when bubblewrap and everything in its namespace, or the shim and all that it started, are gone."""
         with trio.CancelScope(shield=True, deadline=trio.current_time() + _TEARDOWN):
             for fd in (self._pidfd, self._init_pidfd):
                 if fd is not None and not self._closed:
                     await _wait_end(fd)
-        if self._popen.poll() is None and self._kept:
-            self._popen.kill()  # a keeper that was stopped; its program goes with it, if not what that left behind
+        if self._popen.poll() is None and self._shimmed:
+            self._popen.kill()  # a shim that was stopped; its program goes with it, if not what that left behind
 
     def close(self) -> None:
         """Gives back what it holds; once it is gone."""
@@ -196,7 +196,7 @@ class LocalProcess:
             while data := os.read(self._status_fd, _CHUNK):
                 self._status += data
         pid = self._report("child-pid")
-        if pid is not None and self._init_pidfd is None and not self._kept:
+        if pid is not None and self._init_pidfd is None and not self._shimmed:
             with suppress(ProcessLookupError):
                 self._init_pidfd = os.pidfd_open(pid)
 

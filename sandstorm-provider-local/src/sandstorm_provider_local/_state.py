@@ -20,6 +20,7 @@ import attrs
 
 from sandstorm.provider import CapacityError, Conflict, Order, ProviderDown, SandboxGone
 from sandstorm_provider_local._owner import is_dead, own_token
+from sandstorm_provider_local._removal import remove_tree
 
 _FIRST_UID, _UIDS = 64000, 1000
 """The user ids that sandboxes of root run as: one each, since the kernel counts processes by user id."""
@@ -101,7 +102,7 @@ def state_directory(setting: str | None) -> Path:
     runtime = os.environ.get("XDG_RUNTIME_DIR")
     if setting:
         path = Path(setting).absolute()
-    elif runtime and not root:
+    elif runtime and not root and os.access(runtime, os.W_OK | os.X_OK):
         path = Path(runtime) / "sandstorm"
     else:
         path = Path("/tmp") / f"sandstorm-{os.geteuid()}"  # noqa: S108 - its owner and mode are checked
@@ -178,7 +179,7 @@ class Records:
         try:
             if not record.keeps_files:
                 _write_new(part, text)
-                os.link(part, place)  # noqa: PTH200 - Path.hardlink_to would say no more
+                os.link(part, place)
                 part.unlink()
                 return place
             part.mkdir(mode=0o700)
@@ -228,22 +229,17 @@ class Records:
                 try:
                     place.unlink()
                 except IsADirectoryError:
-                    _remove_tree(place)
+                    remove_tree(place)
 
-    def sweep(self, now: float) -> list[Record]:
-        """Removes those that nobody looks after and of which nothing is to be kept, and what a killed process half removed."""
-        removed = []
-        for place in sorted(self._boxes.iterdir()):
-            with suppress(OSError, ValueError, TypeError):
-                try:
-                    record = self._read(place)
-                except FileNotFoundError:
-                    self.remove(place.name)
-                    continue
-                if record.is_stale(now):
-                    removed.append(record)
-                    self.remove(record.marker)
-        return removed
+    def stale(self, now: float) -> list[Record]:
+        """Sandboxes that nobody looks after and of which nothing is to be kept."""
+        return [record for record in self.all() if record.is_stale(now)]
+
+    def remove_broken(self) -> None:
+        """Deletes what has no record: a process was killed while it removed a sandbox, and the rest goes as well."""
+        for place in self._boxes.iterdir():
+            if place.is_dir() and not (place / _RECORD).exists():
+                self._drop(place)
 
 
 def _write_new(path: Path, text: str) -> None:
@@ -253,23 +249,6 @@ def _write_new(path: Path, text: str) -> None:
         os.write(fd, text.encode())
     finally:
         os.close(fd)
-
-
-def _remove_tree(top: Path) -> None:
-    try:
-        shutil.rmtree(top)
-    except PermissionError:
-        _take_back(top)
-        shutil.rmtree(top)
-
-
-def _take_back(top: Path) -> None:
-    """Makes directories accessible again of which a program took its own permissions away."""
-    for directory, names, _ in os.walk(top):
-        for name in names:
-            path = Path(directory, name)
-            if not path.is_symlink():
-                path.chmod(0o700)
 
 
 def new_session_directory(state: Path) -> Path:

@@ -1,0 +1,1 @@
+"""What runs inside of the sandbox: standard library only, its source is bound into it."""

@@ -1,0 +1,5 @@
+line <- readLines(file("stdin"), n = 1)
+words <- commandArgs(trailingOnly = TRUE)
+if (median(c(1, 2, 3)) == 2) cat("hello ", line, " ", paste(words, collapse = ","), "\n", sep = "")
+message("warned")
+quit(status = 3)
