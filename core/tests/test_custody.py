@@ -258,7 +258,7 @@ async def test_what_is_not_declared_is_refused_at_once(autojump_clock: MockClock
         assert len(cloud.vendor.log) == asked
 
 
-async def test_files_are_listed_and_moved_as_directories(autojump_clock: MockClock, journal: Path, tmp_path: Path) -> None:
+async def test_files_are_listed_and_moved_as_directories(journal: Path, tmp_path: Path) -> None:
     """A directory comes back as it went, and progress adds up to its bytes."""
     source = tmp_path / "source"
     (source / "deep" / "er").mkdir(parents=True)
@@ -284,9 +284,7 @@ async def test_files_are_listed_and_moved_as_directories(autojump_clock: MockClo
     }
 
 
-async def test_links_in_a_local_directory_are_refused_before_anything_is_sent(
-    autojump_clock: MockClock, journal: Path, tmp_path: Path
-) -> None:
+async def test_links_in_a_local_directory_are_refused_before_anything_is_sent(journal: Path, tmp_path: Path) -> None:
     """A link might lead anywhere on this machine."""
     source = tmp_path / "source"
     source.mkdir()

@@ -171,14 +171,26 @@ class Trial:
         if not await self.engine.store.update(self.row, durable=True):
             raise Failed(SandboxLost("another router took this run over"), started=True)
 
-    async def ended(self) -> None:
-        """Writes down that its vendor does not have it any more, and what it cost at most."""
+    async def ended(self, booked: Decimal | None = None) -> None:
+        """Writes down that its vendor does not have it any more, and what it cost at most.
+
+        `booked` is what was settled for it when it was closed before; None where it was not.
+        """
         late = max(0.0, self.engine.wall() - self.row.expires_at)
         self.began += late
         self.spent = self.cost()
         self._set(state="released")
-        await self.engine.store.update(self.row, self._settled(self.spent), durable=True)
+        rows = self._settled(self.spent)
+        if booked is not None:
+            more = (self.spent or ZERO) - booked
+            rows = [self._move("settle", more, "estimated")] if more > 0 else []
+        await self.engine.store.update(self.row, rows, durable=True)
         self.closed()
+
+    async def absent(self) -> None:
+        """Writes down that nothing came of it, and lets the reservation go."""
+        self._set(state="absent")
+        await self.engine.store.update(self.row, self._settled(ZERO), durable=True)
 
     async def lost(self, cause: Exception) -> None:
         """Writes down that it is gone with what its program did unknown."""
@@ -231,16 +243,25 @@ class Trial:
         """
         if self.sandbox is None:
             return
+        self.engine.busy.add(self.row.id)
+        try:
+            await self._destroy(self.sandbox)
+        finally:
+            self.engine.busy.discard(self.row.id)
+            if self.row.state != "released":
+                self.engine.reconciler.wake()
+
+    async def _destroy(self, sandbox: Sandbox) -> None:
         with trio.CancelScope(shield=True, deadline=trio.current_time() + RELEASE_SECONDS) as scope:
             try:
-                await self.sandbox.destroy()
+                await sandbox.destroy()
             except Exception as exc:
-                self.engine.log.warning("%s: could not destroy %s: %s", self.row.provider, self.sandbox.id, self._told(exc))
+                self.engine.log.warning("%s: could not destroy %s: %s", self.row.provider, sandbox.id, self._told(exc))
             else:
                 self._set(state="released")
                 await self.engine.store.update(self.row, self._settled(self.spent), durable=False)
         if scope.cancelled_caught:
-            self.engine.log.warning("%s: no answer to the destroy of %s", self.row.provider, self.sandbox.id)
+            self.engine.log.warning("%s: no answer to the destroy of %s", self.row.provider, sandbox.id)
 
     async def fail(self, failed: Failed) -> Attempt:
         """Writes down how the attempt failed and lets go of what it made; the attempt as the caller sees it."""
@@ -256,6 +277,8 @@ class Trial:
             self.spent = self.cost()
         with trio.CancelScope(shield=True):
             await self.engine.store.update(self.row, self._settled(ZERO) if nothing else (), durable=True)
+        if ambiguous:
+            self.engine.reconciler.wake()
         await self.release()
         self.closed()
         return self.attempt

@@ -28,6 +28,7 @@ from sandstorm._planner import Planner
 from sandstorm._plugins import Plugins
 from sandstorm._program import Program, fitted, not_compiled, program
 from sandstorm._quote import ZERO
+from sandstorm._reconciler import Reconciler
 from sandstorm._result import Attempt, Outcome, RunResult
 from sandstorm._secrets import resolve
 from sandstorm._settings import Settings, default_store_url
@@ -63,7 +64,10 @@ class Listener:
 
 @attrs.define
 class Engine:
-    """Routes requests over the configured accounts. Made by `open_engine`."""
+    """Routes requests over the configured accounts. Made by `open_engine`.
+
+    `epoch` is this router's among all over its journal; `busy` are the attempts that it releases just now.
+    """
 
     settings: Settings
     plugins: Plugins
@@ -75,8 +79,14 @@ class Engine:
     background: trio.Nursery
     wall: Callable[[], float]
     recorder: Recorder
+    epoch: int
+    busy: set[str] = attrs.field(factory=set)
     observatory: Observatory = attrs.field(factory=Observatory)
     log: logging.Logger = attrs.field(factory=lambda: logging.getLogger("sandstorm"))
+    reconciler: Reconciler = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.reconciler = Reconciler(self)
 
     # --- deciding ----------------------------------------------------------------------------------------
 
@@ -203,6 +213,7 @@ class Engine:
             expires_at=at + CREATE_SECONDS + plan.request.lifetime,
             exposure=candidate.quote.high,
             created_at=at,
+            epoch=self.epoch,
             kept=plan.request.keep,
         )
         return Trial(engine=self, plan=plan, candidate=candidate, row=row, secrets=secret_values)
@@ -363,7 +374,7 @@ async def open_engine(
     store = store or plugins.store(settings.store or default_store_url())
     providers: tuple[Provider, ...] = plugins.providers()
     planner = Planner(providers=providers, plugins=plugins, strategies=plugins.strategies(), invited=tuple(settings.providers))
-    async with store.open(), trio.open_nursery() as outer:
+    async with store.open(), store.enlisted() as epoch, trio.open_nursery() as outer:
         sessions = await outer.start(_outliving)
         try:
             accounts = Accounts(providers, sessions, store, wall)
@@ -386,8 +397,10 @@ async def open_engine(
                             background=background,
                             wall=wall,
                             recorder=Recorder(settings.keep),
+                            epoch=epoch,
                             observatory=observatory,
                         )
+                        sessions.start_soon(engine.reconciler.serve)
                         try:
                             yield engine
                         finally:

@@ -138,7 +138,7 @@ class Offer:
         extendable: Whether the lifetime can be moved once the sandbox runs.
         setup: Seconds that preparing adds to the start.
         spot: Whether the vendor may take it back.
-        workdir: The absolute path of the work area in the sandbox.
+        workdir: The absolute path of the work area in the sandbox, in which programs start; None where that is not known before.
         attestations: Attestations of this class and region.
     """
 
@@ -157,7 +157,7 @@ class Offer:
     extendable: bool = False
     setup: float = 0.0
     spot: bool = False
-    workdir: str = "/work"
+    workdir: str | None = "/work"
     attestations: tuple[str, ...] = ()
 
     def can(self, ability: str) -> bool:

@@ -14,7 +14,7 @@ import random
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,7 @@ from sandstorm import _sqlite_schema as schema
 from sandstorm._errors import InvalidInput, PluginError
 from sandstorm._hookspecs import hookimpl
 from sandstorm._offer import Facts
+from sandstorm._registry import Registry
 from sandstorm._store import AttemptRow, LedgerRow, Observation, RunRow, Store
 
 if TYPE_CHECKING:
@@ -87,6 +88,7 @@ class SqliteStore:
         self._path = path_of(url)
         self._inline = inline
         self._busy_seconds = busy_seconds
+        self._registry = Registry(None if self._path is None else Path(f"{self._path}.routers"))
         self._writer: _Writer | None = None
         self._reader: _Connection | None = None
 
@@ -110,6 +112,25 @@ class SqliteStore:
             self._writer = self._reader = None
             with trio.CancelScope(shield=True):
                 await self._run(_close, writer, connections)
+
+    @asynccontextmanager
+    async def enlisted(self) -> AsyncIterator[int]:
+        """The epoch of a router, which lives while it holds the lock of a file of that name beside the journal."""
+        registry = self._registry
+        epoch, lock = await self._write(partial(_enlist, registry=registry))
+        try:
+            yield epoch
+        finally:
+            registry.leave(epoch, lock)
+
+    async def living(self, epochs: Collection[int]) -> frozenset[int]:
+        """Those whose router lives."""
+        await trio.lowlevel.checkpoint()
+        return frozenset(epoch for epoch in epochs if self._registry.is_living(epoch))
+
+    async def take(self, attempt: AttemptRow, epoch: int) -> AttemptRow | None:
+        """The attempt as it stands now, owned by `epoch`; None where `attempt.epoch` does not own it any more."""
+        return await self._write(partial(schema.take, attempt=attempt.id, owner=attempt.epoch, epoch=epoch))
 
     async def begin(self, run: RunRow, attempt: AttemptRow, reserved: LedgerRow | None) -> None:
         """Writes the run, the intent and the reservation. Raises `Conflict` where the attempt's id is taken."""
@@ -163,6 +184,10 @@ class SqliteStore:
     async def run(self, run_id: str) -> tuple[RunRow, Sequence[AttemptRow], Sequence[LedgerRow]] | None:
         """A run with its attempts and ledger, or None. Raises `InvalidInput` for the beginning of several ids."""
         return await self._read(partial(schema.select_run, beginning=run_id))
+
+    async def attempts(self, markers: Collection[str]) -> Sequence[AttemptRow]:
+        """The attempts with these ids, whatever their state."""
+        return await self._read(partial(schema.select_attempts, markers=markers))
 
     async def open_attempts(self) -> Sequence[AttemptRow]:
         """Attempts of which something may exist at the vendor, oldest first."""
@@ -388,6 +413,12 @@ def _reschedule(batch: Sequence[_Operation]) -> None:
 def _log_failure(operation: _Operation) -> None:
     if operation.error is not None:
         _log.error("not written, and nobody waited for it: %s", operation.error)
+
+
+def _enlist(connection: sqlite3.Connection, registry: Registry) -> tuple[int, int]:
+    """An epoch and its lock, which is held before anybody can see the epoch."""
+    epoch = schema.enlist(connection, time.time())
+    return epoch, registry.enter(epoch)
 
 
 def _nothing(connection: sqlite3.Connection) -> None:

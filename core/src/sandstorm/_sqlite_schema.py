@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from decimal import Context, Decimal
 from typing import TYPE_CHECKING, Any
 
@@ -104,6 +104,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
     (
         "ALTER TABLE attempts ADD COLUMN kept INTEGER NOT NULL DEFAULT 0",
         "ALTER TABLE attempts ADD COLUMN process TEXT",
+        "CREATE TABLE routers (epoch INTEGER PRIMARY KEY AUTOINCREMENT, started_at REAL NOT NULL)",
     ),
 )
 """One entry for each schema version; `PRAGMA user_version` says how many of them a file has had."""
@@ -121,6 +122,7 @@ def _upsert(name: str, columns: Sequence[str]) -> str:
 _SAVE_RUN = _upsert("runs", RUN_COLUMNS)
 _ADD_ATTEMPT = _insert("attempts", ATTEMPT_COLUMNS)
 _SAVE_ATTEMPT = f"UPDATE attempts SET {', '.join(f'{c} = ?' for c in ATTEMPT_PROGRESS)} WHERE id = ? AND epoch = ?"
+_TAKE = "UPDATE attempts SET epoch = ? WHERE id = ? AND epoch = ?"
 _ADD_LEDGER = _insert("ledger", LEDGER_COLUMNS)
 _SAVE_OBSERVATION = _upsert("observations", ("key", "data"))
 _SAVE_FACTS = _upsert("facts", ("provider", "at", "ttl", "data"))
@@ -128,6 +130,7 @@ _SAVE_FACTS = _upsert("facts", ("provider", "at", "ttl", "data"))
 _EXACT = Context(prec=40)
 _MOST_DOLLARS = 9_000_000_000
 """What still fits SQLite's integers as nano-dollars."""
+_PART = 500
 _LAST = "\U0010ffff"
 """Sorts after everything that an id may contain."""
 
@@ -222,6 +225,21 @@ def migrate(connection: sqlite3.Connection) -> None:
 # --- writing ----------------------------------------------------------------------------------------------
 
 
+def enlist(connection: sqlite3.Connection, at: float) -> int:
+    """An epoch that was never given before."""
+    epoch = connection.execute("INSERT INTO routers (started_at) VALUES (?)", (at,)).lastrowid
+    assert epoch is not None
+    return epoch
+
+
+def take(connection: sqlite3.Connection, attempt: str, owner: int, epoch: int) -> AttemptRow | None:
+    """Makes `epoch` the owner of an attempt; None, and nothing is written, where `owner` is not."""
+    if connection.execute(_TAKE, (epoch, _text(attempt), owner)).rowcount != 1:
+        return None
+    (taken,) = _attempts(connection, "id = ?", _text(attempt))
+    return taken
+
+
 def begin(connection: sqlite3.Connection, run: _Values, attempt: _Values, reserved: _Values | None) -> None:
     """Writes a run, an attempt and its reservation. Raises `Conflict` where the attempt's id is taken."""
     import sqlite3
@@ -308,6 +326,15 @@ def select_run(connection: sqlite3.Connection, beginning: str) -> tuple[RunRow, 
         _attempts(connection, "run = ? ORDER BY number", run_id),
         [LedgerRow(**_fields(LEDGER_COLUMNS, row)) for row in connection.execute(ledger, (run_id,))],
     )
+
+
+def select_attempts(connection: sqlite3.Connection, markers: Collection[str]) -> list[AttemptRow]:
+    """Attempts by their ids. Asked for in parts, since a statement takes so many values and no more."""
+    ids, found = [_text(marker) for marker in markers], []
+    for start in range(0, len(ids), _PART):
+        part = ids[start : start + _PART]
+        found += _attempts(connection, f"id IN ({', '.join('?' * len(part))}) ORDER BY id", *part)
+    return found
 
 
 def select_open_attempts(connection: sqlite3.Connection) -> list[AttemptRow]:

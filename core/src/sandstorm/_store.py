@@ -6,7 +6,7 @@ to an attempt names the owner's epoch; a store answers False where that epoch no
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import AbstractAsyncContextManager
 from decimal import Decimal
 from typing import Protocol
@@ -152,6 +152,18 @@ class Store(Protocol):
         """Opens the store, migrates it, and closes it at the end after everything queued was written."""
         ...
 
+    def enlisted(self) -> AbstractAsyncContextManager[int]:
+        """The epoch of a router, never given before. It lives until the context ends or its process does, however that ends."""
+        ...
+
+    async def living(self, epochs: Collection[int]) -> frozenset[int]:
+        """Those whose router lives."""
+        ...
+
+    async def take(self, attempt: AttemptRow, epoch: int) -> AttemptRow | None:
+        """The attempt as it stands now, owned by `epoch`; None where `attempt.epoch` does not own it any more."""
+        ...
+
     async def begin(self, run: RunRow, attempt: AttemptRow, reserved: LedgerRow | None) -> None:
         """First barrier: the run (if it is new), the intent and the reservation, in one commit."""
         ...
@@ -193,6 +205,10 @@ class Store(Protocol):
 
     async def run(self, run_id: str) -> tuple[RunRow, Sequence[AttemptRow], Sequence[LedgerRow]] | None:
         """A run by its id or an unambiguous beginning of it, with its attempts and ledger, or None."""
+        ...
+
+    async def attempts(self, markers: Collection[str]) -> Sequence[AttemptRow]:
+        """The attempts with these ids, whatever their state; ids that are not known are left out."""
         ...
 
     async def open_attempts(self) -> Sequence[AttemptRow]:
