@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import pty
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import IO
 
 import attrs
 import pytest
@@ -23,23 +28,71 @@ def sandstorm_providers():
 """A plugin with one account in memory, which runs the toy language of `sandstorm.testing`."""
 
 
-PAID = """
+PLAIN = """
+import attrs
 from sandstorm.policy import hookimpl
+from sandstorm.provider import Offer, Support
 from sandstorm.testing import REFERENCE_RATES
-from sandstorm_provider_local._provider import LocalProvider
+from sandstorm_provider_local import LocalProvider
+
+NONE = Support("impossible", "made so for a test")
+
+class Plain:
+    def __init__(self):
+        self.inner = LocalProvider(name="plain", rates=REFERENCE_RATES, state_dir={state!r})
+        self.name, self.traits, self.rates, self.connect = "plain", self.inner.traits, self.inner.rates, self.inner.connect
+
+    def offers(self, spec, facts):
+        made = self.inner.offers(spec, facts)
+        return [attrs.evolve(each, abilities={{**each.abilities, "Interactive": NONE}}) if isinstance(each, Offer) else each
+                for each in made]
 
 @hookimpl
 def sandstorm_providers():
-    return [LocalProvider(name="paid", rates=REFERENCE_RATES)]
+    return [Plain()]
 """
-"""A plugin with one account that runs on this machine and charges for it."""
+"""A plugin with an account on this machine that charges, and whose programs take no input while they run."""
 
-WARNED = """
+LOCAL_ALONE = """
 disable = ["docker"]
 
 [plugins.local]
 warn = false
+state_dir = {state!r}
 """
+
+
+@attrs.frozen
+class Started:
+    """A command under way, with its streams."""
+
+    process: subprocess.Popen[bytes]
+
+    @property
+    def stdin(self) -> IO[bytes]:
+        """What it reads."""
+        assert self.process.stdin is not None
+        return self.process.stdin
+
+    @property
+    def stdout(self) -> IO[bytes]:
+        """What it writes."""
+        assert self.process.stdout is not None
+        return self.process.stdout
+
+    @property
+    def stderr(self) -> IO[bytes]:
+        """What it says."""
+        assert self.process.stderr is not None
+        return self.process.stderr
+
+    def send(self, number: int) -> None:
+        """Sends it a signal."""
+        self.process.send_signal(number)
+
+    def status(self) -> int:
+        """Its exit status, waited for."""
+        return self.process.wait(timeout=30)
 
 
 @attrs.frozen(kw_only=True)
@@ -92,6 +145,39 @@ class CommandLine:
             check=False,
         )
 
+    @contextlib.contextmanager
+    def started(self, *args: str, stdin: int = subprocess.DEVNULL) -> Iterator[Started]:
+        """`sandstorm ARGS` under way, killed at the end of the block."""
+        process = subprocess.Popen(
+            self.argv(args), stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=self.work, env=self.env
+        )
+        with process:
+            try:
+                yield Started(process)
+            finally:
+                process.kill()
+
+    def on_terminal(self, *args: str, stdout: int | None = None, env: dict[str, str] | None = None) -> bytes:
+        """What a terminal gets from standard error, and from standard output where that goes nowhere else."""
+        main, other = pty.openpty()
+        shown = b""
+        try:
+            process = subprocess.Popen(
+                self.argv(args),
+                stdin=subprocess.DEVNULL,
+                stdout=stdout or other,
+                stderr=other,
+                cwd=self.work,
+                env={**self.env, "TERM": "xterm-256color", **(env or {})},
+            )
+            os.close(other)
+            with process, contextlib.suppress(OSError):  # a terminal that nobody holds any more is an error on Linux
+                while data := os.read(main, 1 << 16):
+                    shown += data
+        finally:
+            os.close(main)
+        return shown
+
     @property
     def stored(self) -> list[Path]:
         """The files that the commands left in the home, beside the plugins that the test put there."""
@@ -114,26 +200,42 @@ def sandstorm(bare: CommandLine) -> CommandLine:
     return bare
 
 
-def _alone(home: Path) -> CommandLine:
+def _alone(home: Path, state: Path) -> CommandLine:
     """`sandstorm` with the local provider alone. Skips where that cannot make sandboxes that stay."""
     command = CommandLine(home=home / "home", work=home / "work")
     (command.home / "site").mkdir(parents=True)
     command.work.mkdir()
     (command.home / ".config" / "sandstorm").mkdir(parents=True)
-    (command.home / ".config" / "sandstorm" / "sandstorm.toml").write_text(WARNED)
+    (command.home / ".config" / "sandstorm" / "sandstorm.toml").write_text(LOCAL_ALONE.format(state=str(state)))
     (status,) = [each for each in json.loads(command("providers", "--json").stdout) if each["name"] == "local"]
-    abilities = status["offers"][0].get("abilities", {}) if status["ok"] else {}
-    if "Detach" not in abilities:
-        pytest.skip(f"this machine makes no sandboxes that stay: {status['offers'] or status['detail']}")
+    assert status["offers"], status["detail"]
+    support = status["offers"][0].get("abilities", {}).get("Detach", {})
+    if support.get("level") not in ("full", "partial"):
+        pytest.skip(f"this machine makes no sandboxes that stay: {support.get('reason') or status['offers']}")
     return command
 
 
 @pytest.fixture(scope="session")
-def local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandLine]:
+def state() -> Iterator[Path]:
+    """The state directory of the local provider, which other users of this machine have to get through: none of pytest's."""
+    directory = Path(tempfile.mkdtemp(prefix="sandstorm-test-", dir="/tmp"))
+    yield directory
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def local(state: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandLine]:
     """`sandstorm` with the local provider, in one home for all tests; what they leave behind is ended."""
-    command = _alone(tmp_path_factory.mktemp("local"))
+    command = _alone(tmp_path_factory.mktemp("local"), state)
     yield command
     command("sandbox", "rm", "--all", "--yes")
+
+
+@pytest.fixture(scope="session")
+def plain(local: CommandLine, state: Path) -> CommandLine:
+    """`sandstorm` with the account `plain` beside the local one."""
+    local.add_plugin("plain", PLAIN.format(state=str(state)))
+    return local
 
 
 @pytest.fixture(scope="session")

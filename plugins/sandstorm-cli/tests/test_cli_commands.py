@@ -37,7 +37,9 @@ def test_version_is_light(sandstorm: CommandLine) -> None:
     assert not loaded & {"sandstorm", "rich", "trio", "cattrs", "pluggy", "attr"}
 
 
-@pytest.mark.parametrize("command", ["run", "plan", "runs", "providers", "plugins", "doctor", "completion"])
+@pytest.mark.parametrize(
+    "command", ["run", "plan", "attach", "sandbox", "prepare", "runs", "providers", "plugins", "doctor", "completion"]
+)
 def test_help(sandstorm: CommandLine, command: str) -> None:
     """Every command explains itself."""
     assert sandstorm(command, "--help").returncode == 0

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import pty
 import signal
 import subprocess
 import sys
@@ -337,31 +334,9 @@ def test_closed_pipe_ends_the_run(sandstorm: CommandLine, in_background: bool) -
     assert time.monotonic() - began < 20
 
 
-def _on_terminal(command: CommandLine, *args: str, stdout: int | None = None, env: dict[str, str] | None = None) -> bytes:
-    """What a terminal gets from standard error, and from standard output where that goes nowhere else."""
-    main, other = pty.openpty()
-    shown = b""
-    try:
-        process = subprocess.Popen(
-            command.argv(args),
-            stdin=subprocess.DEVNULL,
-            stdout=stdout or other,
-            stderr=other,
-            cwd=command.work,
-            env={**command.env, "TERM": "xterm-256color", **(env or {})},
-        )
-        os.close(other)
-        with process, contextlib.suppress(OSError):  # a terminal that nobody holds any more is an error on Linux
-            while data := os.read(main, 1 << 16):
-                shown += data
-    finally:
-        os.close(main)
-    return shown
-
-
 def test_progress_disappears(sandstorm: CommandLine) -> None:
     """On a terminal the line that says what is waited for is erased before the program's first byte."""
-    shown = _on_terminal(sandstorm, "run", "-c", "sleep 0.5\nout hello\nsleep 0.2")
+    shown = sandstorm.on_terminal("run", "-c", "sleep 0.5\nout hello\nsleep 0.2")
     before, _, after = shown.partition(b"hello\r\n")
     assert b"running on toy" in before
     assert b"\x1b[2K" in before.rpartition(b"running on toy")[2]
@@ -371,7 +346,7 @@ def test_progress_disappears(sandstorm: CommandLine) -> None:
 @pytest.mark.parametrize("env", [{}, {"NO_COLOR": "1"}])
 def test_terminal_is_decorated(sandstorm: CommandLine, env: dict[str, str]) -> None:
     """On a terminal the explanation has colour, unless NO_COLOR is set."""
-    shown = _on_terminal(sandstorm, "run", "-c", "out hello", stdout=subprocess.DEVNULL, env=env)
+    shown = sandstorm.on_terminal("run", "-c", "out hello", stdout=subprocess.DEVNULL, env=env)
     assert b"ran on" in shown
     assert (b"\x1b[1;36m" in shown) == (not env)
 
