@@ -10,7 +10,7 @@ DEVELOP := pytest pytest-trio hypothesis ruff mypy import-linter matplotlib uv
 SANDBOX_PYTHON = $(or $(shell /usr/bin/python3 -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null),3.11)
 PIP := PIP_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet
 
-.PHONY: hello test test-all check bench clean
+.PHONY: hello test test-all attack faults check bench clean
 
 hello: .venv/installed
 	$(BIN)/sandstorm run docs/examples/hello.py
@@ -20,6 +20,12 @@ test: .venv/develop
 
 test-all: .venv/develop
 	$(BIN)/python -m pytest
+
+attack: .venv/develop
+	$(BIN)/python -m pytest tests/attacks
+
+faults: .venv/develop
+	$(BIN)/python tests/faults/kill9.py --times 200 --jobs 3
 
 check: .venv/develop
 	$(BIN)/ruff check .

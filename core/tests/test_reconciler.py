@@ -77,7 +77,9 @@ async def stored(path: Path, row: AttemptRow) -> Any:
 
 def balance(ledger: Any) -> tuple[Decimal, Decimal]:
     """What is still reserved, and what was settled."""
-    total = {kind: sum((row.amount for row in ledger if row.kind == kind), Decimal(0)) for kind in ("reserve", "release", "settle")}
+    total = {
+        kind: sum((row.amount for row in ledger if row.kind == kind), Decimal(0)) for kind in ("reserve", "release", "settle")
+    }
     return total["reserve"] - total["release"], total["settle"]
 
 

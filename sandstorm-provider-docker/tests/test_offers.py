@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -31,9 +32,10 @@ from sandstorm.provider import (
     StreamLost,
 )
 from sandstorm_provider_docker import DockerPlugin, DockerProvider, Settings
-from sandstorm_provider_docker._daemon import Daemon, socket_path
+from sandstorm_provider_docker._daemon import Daemon
 from sandstorm_provider_docker._errors import Refusal, map_docker_errors
 from sandstorm_provider_docker._files import entries
+from sandstorm_provider_docker._socket import is_configured, socket_path
 
 FACTS = Facts(data={"level": "container", "remedy": "", "detail": "as told", "cpu": 4, "memory": 4096})
 
@@ -99,6 +101,10 @@ def test_which_socket_is_used(tmp_path: Any) -> None:
     assert socket_path("/set", environ) == "/set"
     assert socket_path(None, environ) == "/from-env"
     assert socket_path(None, {"XDG_RUNTIME_DIR": str(tmp_path)}) == str(own)
+    assert is_configured("/set", {})
+    assert is_configured(None, environ)
+    assert is_configured(None, {"XDG_RUNTIME_DIR": str(tmp_path)})
+    assert not is_configured(None, {"XDG_RUNTIME_DIR": str(tmp_path / "empty")}) or Path("/run/podman/podman.sock").exists()
     with pytest.raises(InvalidInput, match="unix://"):
         socket_path(None, {"DOCKER_HOST": "tcp://10.0.0.1:2375"})
 

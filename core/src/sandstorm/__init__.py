@@ -9,6 +9,8 @@ Importing this loads values only; trio, cattrs, pluggy, sqlite3 and the plugins 
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from sandstorm._async_client import AsyncSandstorm
 from sandstorm._client import Sandstorm
 from sandstorm._constraints import Constraints
@@ -45,7 +47,36 @@ from sandstorm._result import Artifact, Attempt, Exit, Outcome, RunResult
 from sandstorm._spec import Environment, Gpu, Network, SandboxSpec
 from sandstorm._task import Task
 
+if TYPE_CHECKING:
+    from sandstorm._async_box import AsyncBox as AsyncBox
+    from sandstorm._async_box import AsyncRunning as AsyncRunning
+    from sandstorm._blocking import BlockingBox as BlockingBox
+    from sandstorm._blocking import BlockingRunning as BlockingRunning
+    from sandstorm._custody import KeptSandbox as KeptSandbox
+    from sandstorm._prepare import Prepared as Prepared
+    from sandstorm._reconciler import Reaped as Reaped
+
 __version__ = "0.1.0"
+
+_LATER = {
+    "AsyncBox": "_async_box",
+    "AsyncRunning": "_async_box",
+    "BlockingBox": "_blocking",
+    "BlockingRunning": "_blocking",
+    "KeptSandbox": "_custody",
+    "Prepared": "_prepare",
+    "Reaped": "_reconciler",
+}
+"""What the clients hand out, for annotations: it loads on first use, with the engine, and so is not part of `*`."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module 'sandstorm' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"sandstorm.{_LATER[name]}"), name)
+
 
 __all__ = [
     "Ambiguous",

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from sandstorm._custody import KeptSandbox
     from sandstorm._engine import Engine
     from sandstorm._prepare import Prepared
+    from sandstorm._reconciler import Reaped
     from sandstorm._store import RunRow
 
 
@@ -151,6 +152,10 @@ class AsyncSandstorm(Opener):
         from sandstorm._custody import attach
 
         return await self._bridge.call(attach, self._engine, run_id, on_output)
+
+    async def reap(self) -> tuple[Reaped, ...]:
+        """Closes what dead routers, lost answers and failed destroys left open; see `Sandstorm.reap`."""
+        return await self._bridge.call(self._engine.reconciler.sweep)
 
     async def prepare(self, environment: Environment, **options: Unpack[RouteOptions]) -> Prepared:
         """Builds an environment where a run that asks for it would go, so that the run need not wait."""

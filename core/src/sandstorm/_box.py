@@ -153,6 +153,7 @@ class Box:
         env: Mapping[str, str] | None = None,
         cwd: str | None = None,
         timeout: float = 300.0,
+        output_limit: int = 16 * 1024 * 1024,
         interactive: bool = False,
         terminal: tuple[int, int] | None = None,
     ) -> AbstractAsyncContextManager[Running]:
@@ -160,13 +161,15 @@ class Box:
 
         With `interactive` its stdin stays open for `Running.write`; with `terminal` (columns, rows) it has one.
         """
+        task = Task(argv=tuple(argv), timeout=timeout, output_limit=output_limit)
         return self._exec(
             Command(
-                argv=Task(argv=tuple(argv), timeout=timeout).argv,
+                argv=task.argv,
                 env=dict(env or {}),
                 cwd=cwd,
                 stdin=stdin,
-                timeout=timeout,
+                timeout=task.timeout,
+                output_limit=task.output_limit,
                 interactive=interactive or terminal is not None,
                 terminal=terminal,
             )

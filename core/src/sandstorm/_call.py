@@ -142,6 +142,7 @@ class ExecOptions(TypedDict, total=False):
         env: Environment variables beside those of the sandbox.
         cwd: Its working directory, relative to the work area.
         timeout: Seconds after which it is killed.
+        output_limit: Bytes of output after which it is killed.
         interactive: Whether its stdin stays open for `write`.
         terminal: Columns and rows of a terminal for it, which makes it interactive.
     """
@@ -150,6 +151,7 @@ class ExecOptions(TypedDict, total=False):
     env: Mapping[str, str] | None
     cwd: str | None
     timeout: float
+    output_limit: int
     interactive: bool
     terminal: tuple[int, int] | None
 

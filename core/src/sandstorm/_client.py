@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from sandstorm._engine import Engine
     from sandstorm._loop import Loop
     from sandstorm._prepare import Prepared
+    from sandstorm._reconciler import Reaped
     from sandstorm._status import PluginReport, ProviderStatus, RunRecord
     from sandstorm._store import RunRow
 
@@ -200,6 +201,14 @@ class Sandstorm(Opener):
 
         loop, engine = self._here()
         return loop.call(attach, engine, run_id, on_output)
+
+    def reap(self) -> tuple[Reaped, ...]:
+        """Closes what dead routers, lost answers and failed destroys left open, as every router does in the background.
+
+        What each attempt came to; those that are still open say why.
+        """
+        loop, engine = self._here()
+        return loop.call(engine.reconciler.sweep)
 
     def prepare(self, environment: Environment, **options: Unpack[RouteOptions]) -> Prepared:
         """Builds an environment where a run that asks for it would go, so that the run need not wait."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from functools import partial
 from pathlib import Path
+from secrets import token_hex
 
 import trio
 
@@ -36,7 +37,7 @@ async def download(sandbox: Sandbox, path: str) -> bytes:
 async def download_to(sandbox: Sandbox, path: str, target: Path, on_bytes: OnBytes | None = None) -> int:
     """Writes a file of the work area to a local file, which appears once it is whole; its size in bytes."""
     refuse_escape("path", path)
-    part = target.with_name(target.name + ".part")
+    part = target.with_name(f".{target.name[:200]}.{token_hex(6)}.part")
     size = 0
     try:
         async with sandbox.download(path) as chunks, await trio.open_file(part, "wb") as file:

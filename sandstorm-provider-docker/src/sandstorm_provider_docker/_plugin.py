@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import attrs
 
 from sandstorm.provider import Provider, hookimpl
-from sandstorm_provider_docker._daemon import is_configured
 from sandstorm_provider_docker._provider import IMAGES, DockerProvider
+from sandstorm_provider_docker._socket import is_configured
 
 
 @attrs.frozen(kw_only=True)

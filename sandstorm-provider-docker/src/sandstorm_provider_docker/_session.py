@@ -29,9 +29,10 @@ from sandstorm.provider import (
 )
 from sandstorm_provider_docker._agent import Agent
 from sandstorm_provider_docker._container import LABEL_MARKER, MIB, create_body, unheld
-from sandstorm_provider_docker._daemon import Daemon, socket_path
+from sandstorm_provider_docker._daemon import Daemon
 from sandstorm_provider_docker._sandbox import DockerSandbox, remove_container
 from sandstorm_provider_docker._scripts import KEEP_SECRETS
+from sandstorm_provider_docker._socket import socket_path
 
 _PULL = 900.0
 _CLEANUP = 30.0

@@ -17,6 +17,7 @@ OWN = {
     "sandbox": "sandstorm_cli._sandbox:sandbox",
     "prepare": "sandstorm_cli._prepare:prepare",
     "runs": "sandstorm_cli._runs:runs",
+    "reap": "sandstorm_cli._reap:reap",
     "providers": "sandstorm_cli._providers:providers",
     "plugins": "sandstorm_cli._plugins:plugins",
     "doctor": "sandstorm_cli._doctor:doctor",

@@ -8,7 +8,7 @@ import shutil
 import stat
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,8 +23,8 @@ from sandstorm_cli._ids import SandboxId, opened
 from sandstorm_cli._progress import moving
 
 if TYPE_CHECKING:
+    from sandstorm import BlockingBox
     from sandstorm.provider import FileInfo
-    from sandstorm_cli._box import Box, OnBytes
 
 _STREAM = "-"
 _NAMED = 10
@@ -84,7 +84,7 @@ def cp(source: str, target: str, settings: str | None) -> None:
 # --- into a sandbox ------------------------------------------------------------------------------------------
 
 
-def _send(box: Box, source: Side, target: Side) -> None:
+def _send(box: BlockingBox, source: Side, target: Side) -> None:
     if source.path == _STREAM:
         if target.is_place:
             raise InvalidInput("DST", "the name of a file, since standard input has none", target.path)
@@ -115,7 +115,7 @@ def _standard_input() -> bytes | Path:
     return sys.stdin.buffer.read()
 
 
-def _kind(box: Box, path: str) -> str | None:
+def _kind(box: BlockingBox, path: str) -> str | None:
     """The kind of an entry in the sandbox; None where there is none, or where the provider cannot tell."""
     try:
         return box.stat(path).kind
@@ -131,7 +131,7 @@ def _size(path: Path) -> int:
 # --- out of a sandbox ----------------------------------------------------------------------------------------
 
 
-def _fetch(box: Box, source: Side, target: Side) -> None:
+def _fetch(box: BlockingBox, source: Side, target: Side) -> None:
     info = _found(box, source)
     path = Path(target.path)
     if info is not None and info.kind == "directory":
@@ -159,7 +159,7 @@ def _fetch(box: Box, source: Side, target: Side) -> None:
         _download(box, source, place, on_bytes)
 
 
-def _found(box: Box, source: Side) -> FileInfo | None:
+def _found(box: BlockingBox, source: Side) -> FileInfo | None:
     """What is there, or None where the provider cannot tell. Raises `InvalidInput` where nothing is."""
     try:
         return box.stat(source.joined(""))
@@ -169,7 +169,7 @@ def _found(box: Box, source: Side) -> FileInfo | None:
         return None
 
 
-def _pour(box: Box, source: Side, size: int | None, descriptor: int) -> None:
+def _pour(box: BlockingBox, source: Side, size: int | None, descriptor: int) -> None:
     """Writes a file to what can be written only once, after all of it has come."""
     with tempfile.TemporaryDirectory(prefix="sandstorm-") as directory:
         whole = Path(directory) / "file"
@@ -179,7 +179,7 @@ def _pour(box: Box, source: Side, size: int | None, descriptor: int) -> None:
             shutil.copyfileobj(file, output, 1024 * 1024)
 
 
-def _download(box: Box, source: Side, place: Path, on_bytes: OnBytes | None) -> None:
+def _download(box: BlockingBox, source: Side, place: Path, on_bytes: Callable[[int], None] | None) -> None:
     try:
         box.download_to(source.joined(""), place, on_bytes)
     except FileNotFoundError as exc:

@@ -16,7 +16,7 @@ _RUNS_COMPLETED = 50
 """How many of the newest runs a shell is offered."""
 
 if TYPE_CHECKING:
-    from sandstorm_cli._box import Box, Kept
+    from sandstorm import BlockingBox, KeptSandbox
 
 
 class SandboxId(click.ParamType[str]):
@@ -51,7 +51,7 @@ def _asked(ctx: click.Context, question: Callable[[Sandstorm], list[tuple[str, s
         return []
 
 
-def beginning(name: str, kept: Iterable[Kept]) -> str:
+def beginning(name: str, kept: Iterable[KeptSandbox]) -> str:
     """The id of the one sandbox whose id, or the id of whose run, begins so. Raises `InvalidInput`."""
     found = [each.id for each in kept if name and (each.id.startswith(name) or each.run.startswith(name))]
     if not found:
@@ -62,7 +62,7 @@ def beginning(name: str, kept: Iterable[Kept]) -> str:
 
 
 @contextmanager
-def opened(client: Sandstorm, name: str) -> Iterator[Box]:
+def opened(client: Sandstorm, name: str) -> Iterator[BlockingBox]:
     """A kept sandbox, by its id, that of its run or the beginning of either. Raises `InvalidInput`, `SandboxGone`."""
     with ExitStack() as stack:
         try:

@@ -18,10 +18,12 @@ from sandstorm import AsyncSandstorm, CallerError, Exit, InvalidInput, NotSuppor
 from sandstorm_cli._ids import beginning
 
 if TYPE_CHECKING:
-    from sandstorm_cli._box import AsyncBox, Running
+    from sandstorm import AsyncBox, AsyncRunning
     from sandstorm_cli._shell import Call
 
 _CHUNK = 256 * 1024
+_OUTPUT = 1024 * 1024 * 1024
+"""Bytes of output after which a program is killed: a provider may have to keep them on disk."""
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGWINCH)
 
@@ -50,7 +52,7 @@ class Joint:
     call: Call
     ended: Exit | None = None
     failed: Exception | None = None
-    _running: Running | None = None
+    _running: AsyncRunning | None = None
     _presses: int = 0
 
     async def run(self) -> None:
@@ -75,22 +77,24 @@ class Joint:
                 await trio.to_thread.run_sync(_write, targets[output.stream], output.data, abandon_on_cancel=True)
             self.ended = running.exit
 
-    async def _started(self, box: AsyncBox, stack: AsyncExitStack, nursery: trio.Nursery) -> Running:
+    async def _started(self, box: AsyncBox, stack: AsyncExitStack, nursery: trio.Nursery) -> AsyncRunning:
         call = self.call
         timeout = call.seconds(box)
         if call.terminal:
-            started = box.exec(*call.argv, env=call.env, cwd=call.cwd, timeout=timeout, terminal=_size())
+            started = box.exec(*call.argv, env=call.env, cwd=call.cwd, timeout=timeout, output_limit=_OUTPUT, terminal=_size())
         elif sys.stdin.isatty():
-            return await stack.enter_async_context(box.exec(*call.argv, env=call.env, cwd=call.cwd, timeout=timeout))
+            return await stack.enter_async_context(
+                box.exec(*call.argv, env=call.env, cwd=call.cwd, timeout=timeout, output_limit=_OUTPUT)
+            )
         else:
-            started = box.exec(*call.argv, env=call.env, cwd=call.cwd, timeout=timeout, interactive=True)
+            started = box.exec(*call.argv, env=call.env, cwd=call.cwd, timeout=timeout, output_limit=_OUTPUT, interactive=True)
         try:
             running = await stack.enter_async_context(started)
         except NotSupported:
             if call.terminal:
                 raise
             given = await trio.to_thread.run_sync(sys.stdin.buffer.read, abandon_on_cancel=True)
-            started = box.exec(*call.argv, env=call.env, cwd=call.cwd, timeout=timeout, stdin=given)
+            started = box.exec(*call.argv, env=call.env, cwd=call.cwd, timeout=timeout, output_limit=_OUTPUT, stdin=given)
             return await stack.enter_async_context(started)
         nursery.start_soon(_feed, running)
         return running
@@ -123,7 +127,7 @@ async def _opened(client: AsyncSandstorm, name: str) -> AsyncIterator[AsyncBox]:
         yield box
 
 
-async def _feed(running: Running) -> None:
+async def _feed(running: AsyncRunning) -> None:
     """Passes standard input on until it ends, or the program reads no more."""
     descriptor = sys.stdin.fileno()
     with suppress(CallerError, ProviderError, OSError):
@@ -132,7 +136,7 @@ async def _feed(running: Running) -> None:
         await running.close_stdin()
 
 
-async def _interrupt(running: Running) -> None:
+async def _interrupt(running: AsyncRunning) -> None:
     try:
         await _quietly(running.signal, signal.SIGINT)
     except NotSupported:

@@ -16,8 +16,8 @@ from sandstorm_cli._show import when
 from sandstorm_cli._terminal import emit_json, emit_table
 
 if TYPE_CHECKING:
+    from sandstorm import BlockingBox
     from sandstorm.provider import FileInfo
-    from sandstorm_cli._box import Box
 
 _TYPES = {"file": stat.S_IFREG, "directory": stat.S_IFDIR, "link": stat.S_IFLNK}
 
@@ -46,7 +46,7 @@ def ls(place: str, long: bool, recursive: bool, settings: str | None, as_json: b
             click.echo(one_line(_name(entry, top)))
 
 
-def _entries(box: Box, path: str, *, recursive: bool) -> tuple[str, list[FileInfo]]:
+def _entries(box: BlockingBox, path: str, *, recursive: bool) -> tuple[str, list[FileInfo]]:
     """What is in a directory, with the directory; or a file alone, with the directory that it is in."""
     if path != ".":
         info = box.stat(path)

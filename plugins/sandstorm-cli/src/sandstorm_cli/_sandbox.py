@@ -26,7 +26,7 @@ from sandstorm_cli._terminal import emit_json, emit_pairs, emit_table, waiting
 _id_argument = click.argument("sandbox", metavar="ID", type=SandboxId())
 
 if TYPE_CHECKING:
-    from sandstorm_cli._box import Box, Kept
+    from sandstorm import BlockingBox, KeptSandbox
 
 
 @click.group()
@@ -55,7 +55,7 @@ def create(lifetime: str, quiet: bool, as_json: bool, settings: str | None, **gi
                 raise
 
 
-def _introduce(client: Sandstorm, box: Box, *, quiet: bool, as_json: bool) -> None:
+def _introduce(client: Sandstorm, box: BlockingBox, *, quiet: bool, as_json: bool) -> None:
     run = box.plan.request.id
     attempt = next(each for each in client.show(run).attempts if each.sandbox == box.id)
     if as_json:
@@ -92,7 +92,7 @@ def list_(cost: bool, idle: bool, settings: str | None, as_json: bool) -> None:
         click.echo("no sandboxes; `sandstorm sandbox create` makes one", err=True)
 
 
-def _row(kept: Kept, now: float, *, cost: bool, idle: bool) -> Iterator[str]:
+def _row(kept: KeptSandbox, now: float, *, cost: bool, idle: bool) -> Iterator[str]:
     yield from (kept.id, kept.title, kept.provider, kept.state, span(now - kept.created_at), span(kept.expires_at - now))
     if cost:
         yield from (usd(kept.cost), usd(kept.most))
@@ -161,7 +161,7 @@ def snapshot(sandbox: str, retention: str, settings: str | None, as_json: bool) 
         _answer("snapshot", name, box, as_json=as_json)
 
 
-def _answer(field: str, value: Any, box: Box, *, as_json: bool) -> None:
+def _answer(field: str, value: Any, box: BlockingBox, *, as_json: bool) -> None:
     if as_json:
         emit_json({"id": box.id, field: value})
     else:

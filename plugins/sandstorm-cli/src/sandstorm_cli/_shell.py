@@ -22,7 +22,7 @@ _SHELL = ("/bin/sh", "-c", "command -v bash >/dev/null && exec bash; exec sh")
 _TIMEOUT = 300.0
 
 if TYPE_CHECKING:
-    from sandstorm_cli._box import AsyncBox
+    from sandstorm import AsyncBox
 
 
 @attrs.frozen(kw_only=True)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from decimal import Decimal
 
-from sandstorm import Exit, Plan, RunResult
+from sandstorm import Attempt, Exit, Plan, RunResult
 from sandstorm.policy import Latency, Quote
 from sandstorm.provider import Offer, isolation_rank
 
@@ -66,8 +66,15 @@ def explanation(result: RunResult) -> list[tuple[str, str]]:
         ("because", _why(result)),
         ("took", f"{seconds(result.total_seconds)} in all, {seconds(result.run_seconds)} in the program"),
         ("cost", _cost(result)),
-        ("isolation", isolation(result.isolation, result.isolation_detail)),
+        ("isolation", isolation(result.isolation)),
+        *(("open", _left(attempt)) for attempt in result.attempts if attempt.open),
     ]
+
+
+def _left(attempt: Attempt) -> str:
+    most = "an unknown amount" if attempt.exposure is None else usd(attempt.exposure)
+    where = f"{attempt.sandbox or attempt.marker} on {attempt.provider}"
+    return f"{where} may still exist and cost up to {most}; `sandstorm reap` closes it"
 
 
 def _offer(result: RunResult) -> str:
