@@ -124,7 +124,12 @@ def make_confinement(directory: Path) -> Confinement:
         path=RUNTIMES.path,
         can_disable_userns=features.can_disable_userns,
     )
-    return next(tried for tried, _ in attempts(strongest, None) if subprocess.run([*tried.prefix, "true"]).returncode == 0)
+    return next(tried for tried, _ in attempts(strongest, None) if works(tried))
+
+
+def works(confinement: Confinement) -> bool:
+    """Whether bubblewrap makes a sandbox with these arguments here."""
+    return subprocess.run([*confinement.prefix, "true"], capture_output=True, check=False).returncode == 0
 
 
 @pytest.fixture

@@ -24,10 +24,10 @@ from sandstorm.provider import Command, Declined, Environment, Exit, NotSupporte
 from sandstorm_provider_local import LocalProvider
 from sandstorm_provider_local._cgroup import Limits, find_hierarchy
 from sandstorm_provider_local._confinement import Job
-from sandstorm_provider_local._gvisor import OVERHEAD, Gvisor
+from sandstorm_provider_local._gvisor import OVERHEAD, PLATFORMS, Gvisor
 from sandstorm_provider_local._ladder import Site, find_gvisor, find_weaker
 from sandstorm_provider_local._landlock import NEEDED_ABI, Landlock, landlock_abi
-from sandstorm_provider_local._notice import notice, tell_once
+from sandstorm_provider_local._notice import notice
 from sandstorm_provider_local._pool import CgroupPool
 from sandstorm_provider_local._process import Bounds, LocalProcess
 from sandstorm_provider_local._runtimes import find_runtimes, make_etc
@@ -37,7 +37,19 @@ from sandstorm_provider_local._unconfined import Unconfined
 
 _UID = 64999 if os.geteuid() == 0 else None
 LANDLOCK = pytest.mark.skipif(landlock_abi() < NEEDED_ABI, reason="this kernel has no Landlock with rules for TCP (Linux 6.7)")
-GVISOR = pytest.mark.skipif(not Path("/usr/bin/runsc").exists(), reason="runsc is not installed")
+
+
+def runsc_works() -> bool:
+    """Whether runsc, left to itself, makes a sandbox: in a container whose /proc is masked it does not."""
+    command = ("/usr/bin/runsc", "--rootless", "--network=none", "--ignore-cgroups")
+    ways = [[*command, f"--platform={platform}", "do", "true"] for platform in PLATFORMS]
+    user = {"user": _UID, "group": _UID, "extra_groups": ()} if _UID else {}
+    return any(subprocess.run(way, capture_output=True, timeout=20, check=False, cwd="/", **user).returncode == 0 for way in ways)
+
+
+GVISOR = pytest.mark.skipif(
+    not (Path("/usr/bin/runsc").exists() and runsc_works()), reason="runsc is not installed, or makes no sandbox here"
+)
 EVERY = [pytest.param("process", marks=LANDLOCK), "none", pytest.param("gvisor", marks=GVISOR)]
 CONFINED = [pytest.param("process", marks=LANDLOCK), pytest.param("gvisor", marks=GVISOR)]
 PLAIN = [pytest.param("process", marks=LANDLOCK), "none"]
@@ -230,7 +242,7 @@ _ROUTER = """
 
 
 async def test_nothing_survives_its_router(rungs: Rungs) -> None:
-    """Once a router is killed with SIGKILL, its programs, their daemons, their keeper and their files go."""
+    """Once a router is killed with SIGKILL, its programs, their daemons, their shim and their files go."""
     marker = f"sandstorm-orphan-{os.getpid()}"
     argv = [sys.executable, "-c", textwrap.dedent(_ROUTER), str(rungs.site.directory), _DAEMONS, repr(_UID), marker]
     with subprocess.Popen(argv, stdout=subprocess.PIPE) as router:  # noqa: ASYNC220 - it is killed before the block ends
@@ -437,11 +449,11 @@ async def test_no_runsc_is_a_reason(rungs: Rungs) -> None:
     assert "install gVisor" in rung.verdict.failed[0]
 
 
-def test_a_shared_kernel_is_told_once(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_shared_kernel_is_told_once() -> None:
     """One line on stderr says what the sandbox is not: once in a process, loudly for weak levels, never for gVisor."""
-    for _ in range(2):
-        tell_once("namespaces-noproc", ["total memory"])
-    assert capsys.readouterr().err.count("WARNING: weak isolation (namespaces-noproc): SHARED HOST KERNEL") == 1
+    told = "from sandstorm_provider_local._notice import tell_once\ntell_once('namespaces-noproc', ['total memory'])\n"
+    said = subprocess.run([sys.executable, "-c", 2 * told], capture_output=True, text=True, check=True).stderr
+    assert said.count("WARNING: weak isolation (namespaces-noproc): SHARED HOST KERNEL") == 1
     assert "NO ISOLATION" in str(notice("none", []))
     assert str(notice("namespaces", [])).startswith("sandstorm: local: isolation namespaces: shared host kernel")
     assert notice("gvisor", []) is None
@@ -530,6 +542,39 @@ async def test_gvisor_is_an_offer_of_its_own_for_who_wants_it(rungs: Rungs) -> N
         assert (offer.id, offer.isolation) == ("gvisor", "gvisor")
         assert all(isinstance(answer, Declined) for answer in provider.offers(SandboxSpec(isolation="microvm"), facts))
         await _try_out(session, offer)
+
+
+BELOW_USR = """
+import json, sys, trio
+from sandstorm.provider import Command, Order, SandboxSpec
+from sandstorm_provider_local import LocalProvider
+
+async def main(state):
+    provider = LocalProvider(state_dir=state, gvisor=True, warn=False)
+    async with provider.connect() as session:
+        facts = await session.refresh()
+        spec = SandboxSpec(isolation="gvisor")
+        offer = provider.offers(spec, facts)[-1]
+        order = Order(spec=spec, offer=offer, marker="once", dispatch_by=trio.current_time() + 60, lifetime=300.0)
+        sandbox, process = await session.launch(order, Command(argv=("touch", "/usr/src/new"), timeout=20.0))
+        async with process.events() as events:
+            *_, exit = [event async for event in events]
+        await sandbox.destroy()
+    print(json.dumps([facts.data["gvisor"]["level"], exit.code]))
+
+trio.run(main, sys.argv[1])
+"""
+
+
+@GVISOR
+@pytest.mark.skipif(_UID is None, reason="only root can mount")
+def test_gvisor_shows_what_is_mounted_below_usr(rungs: Rungs) -> None:
+    """A file system that is mounted below `/usr` does not keep gVisor from starting, and is as read-only as the rest."""
+    mount = 'mount -t tmpfs -o mode=1777 tmpfs /usr/src && exec "$@"'
+    state = str(rungs.site.directory / "state")
+    command = ["unshare", "--mount", "--propagation", "private", "sh", "-c", mount, "sh", sys.executable, "-c", BELOW_USR, state]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert ran.stdout == '["gvisor", 1]\n', ran.stderr
 
 
 async def _try_out(session: Any, offer: Offer) -> None:

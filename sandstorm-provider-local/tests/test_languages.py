@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 
 from sandstorm import AsyncSandstorm, SandboxSpec
 from sandstorm._languages import RECIPES, Languages, Recipe
 from sandstorm.provider import Declined, Environment, Exit, Facts
 from sandstorm_provider_local import LocalProvider
-from sandstorm_provider_local._provider import _PACKAGES
+from sandstorm_provider_local._provider import _NEED_PROC, _PACKAGES
 from sandstorm_provider_local._runtimes import KNOWN, find_runtimes, is_public, make_etc, seen_inside
 
 DOCUMENT = Path(__file__).parents[2] / "docs/languages.md"
@@ -50,9 +51,27 @@ def each(recipes: Iterable[Recipe]) -> list[Any]:
     ]
 
 
+@pytest.fixture(scope="session")
+def level() -> str:
+    """The isolation that is verified on this machine."""
+
+    async def ask(state: str) -> str:
+        async with LocalProvider(state_dir=state, warn=False).connect() as session:
+            return str((await session.refresh()).data["level"])
+
+    state = f"/tmp/sandstorm-languages-{os.getpid()}"
+    try:
+        return trio.run(ask, state)
+    finally:
+        shutil.rmtree(state, ignore_errors=True)
+
+
 @pytest.fixture
-def settings() -> Iterator[dict[str, object]]:
+def settings(request: pytest.FixtureRequest, level: str) -> Iterator[dict[str, object]]:
     """Settings with a journal in memory, and a place of their own for sandboxes that another user gets through to."""
+    recipe: Recipe = request.getfixturevalue("recipe")
+    if _NEED_PROC.get(level, frozenset()).intersection(recipe.runtimes):
+        pytest.skip(f"{recipe.language} does not run without /proc, and is declined at the level {level}")
     state = f"/tmp/sandstorm-languages-{os.getpid()}"
     yield {"store": "sqlite://", "plugins": {"local": {"state_dir": state}}}
     shutil.rmtree(state, ignore_errors=True)

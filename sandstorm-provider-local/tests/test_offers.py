@@ -9,6 +9,7 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 
 from sandstorm import AsyncSandstorm, SandboxSpec, SettingsError
@@ -20,6 +21,7 @@ from sandstorm_provider_local._boxprocess import BoxProcess
 from sandstorm_provider_local._plainbox import PlainBox
 from sandstorm_provider_local._process import LocalProcess
 from sandstorm_provider_local._session import LocalSession
+from sandstorm_provider_local._survey import namespaces_remedy
 
 FACTS = Facts(
     data={
@@ -152,14 +154,55 @@ async def test_every_line_of_the_isolation_is_verified(machine: Any) -> None:
     assert {"files hidden", "network off", "no privileges", "unprivileged user"} <= set(machine.facts.data["verified"])
 
 
-async def test_what_cannot_run_is_not_offered(tmp_path: Path) -> None:
-    """With a bubblewrap that does not confine, there is no level and `check` names the remedy."""
-    from sandstorm.provider import ProviderDown
+async def test_what_cannot_run_is_not_offered(machine: Any) -> None:
+    """With a bubblewrap that does not confine, the default floor is declined, and the remedy is named."""
+    async with LocalProvider(state_dir=str(machine.state), bwrap="/bin/true").connect() as session:
+        (declined,) = LocalProvider().offers(SandboxSpec(), await session.refresh())
+        assert isinstance(declined, Declined)
+        assert declined.rule == "isolation-floor"
+        assert "could not be set up" in declined.reason
+        assert "allow unprivileged user namespaces" in declined.reason
 
-    async with LocalProvider(state_dir=str(tmp_path / "state"), bwrap="/bin/true").connect() as session:
-        assert (await session.refresh()).data["level"] is None
-        with pytest.raises(ProviderDown, match="set up"):
-            await session.check()
+
+@pytest.mark.parametrize(
+    ("level", "language", "fix"),
+    [
+        *[("namespaces-noproc", language, "systempaths=unconfined") for language in ("rust", "java", "csharp")],
+        ("process", "csharp", "ask for namespaces"),
+    ],
+)
+def test_a_language_that_needs_proc_is_declined_without(level: str, language: str, fix: str) -> None:
+    """Where there is no /proc, what does not start without it is declined with the way to get one, and python is not."""
+    tools = {name: f"/usr/bin/{name}" for name in ("python3", "rustc", "gcc", "javac", "java", "mcs", "mono")}
+    facts = Facts(data={**FACTS.data, "level": level, "runtimes": tools})
+
+    def declined(language: str, level: str) -> list[str]:
+        spec = SandboxSpec(environment=Environment(language=language), isolation="process")
+        answers = LocalProvider().offers(spec, Facts(data={**facts.data, "level": level}))
+        return [answer.reason for answer in answers if isinstance(answer, Declined)]
+
+    (reason, *_) = declined(language, level)
+    assert reason.startswith(f"{language} needs /proc")
+    assert fix in reason
+    assert declined("python", level) == declined(language, "namespaces") == []
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "fix"),
+    [
+        ("user/max_user_namespaces", "0", "user.max_user_namespaces=10000"),
+        ("kernel/unprivileged_userns_clone", "0", "kernel.unprivileged_userns_clone=1"),
+        ("kernel/apparmor_restrict_unprivileged_userns", "1", "AppArmor profile for bwrap"),
+        ("user/max_user_namespaces", "10000", "unmask=ALL"),
+    ],
+)
+def test_the_remedy_is_for_what_forbids_namespaces(tmp_path: Path, name: str, value: str, fix: str) -> None:
+    """The setting of the kernel that forbids user namespaces is named, and the container's options where none does."""
+    (tmp_path / name).parent.mkdir()
+    (tmp_path / name).write_text(f"{value}\n")
+    remedy = namespaces_remedy(tmp_path)
+    assert fix in remedy
+    assert ("unmask=ALL" in remedy) == (fix == "unmask=ALL")
 
 
 def test_the_plugin_gives_one_provider() -> None:
@@ -209,3 +252,13 @@ async def test_settings_of_environments_are_obeyed(machine: Any, tmp_path: Path)
     (provider,) = LocalPlugin(settings).sandstorm_providers()
     async with provider.connect() as session:
         assert "uv" not in (await session.refresh()).data["installers"]
+
+
+def test_the_readme_names_every_setting_and_ability() -> None:
+    """What can be set, with its default where that is a figure, and what can be asked for stands in the README."""
+    text = (Path(__file__).parent.parent / "README.md").read_text()
+    for field in attrs.fields(Settings):
+        shown = f" {field.default} |" if isinstance(field.default, int) and not isinstance(field.default, bool) else ""
+        assert f"| `{field.name}` |{shown}" in text
+    for name in ABILITIES:
+        assert f"`{name}`" in text

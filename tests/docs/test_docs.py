@@ -75,7 +75,7 @@ def test_the_readme_commands_run_line_by_line(section, tmp_path):
     told = done.stdout.decode().split("\0")[:-1]
     for line, shown, status in zip(typed, told[::2], told[1::2], strict=True):
         assert status == "0", (line, done.stderr.decode())
-        assert shown or "=$(" in line or " cp " in line, line
+        assert shown or "=$(" in line or " cp " in line or " rm " in line, line
 
 
 def test_the_readme_tour_is_short():

@@ -7,15 +7,24 @@ import signal
 import socket
 import stat
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
 import attrs
 import trio
 
-from sandstorm.provider import CapacityError, Order, ProviderDown, ProviderError, SandboxGone, SandboxLost
+from sandstorm.provider import (
+    CapacityError,
+    InvalidInput,
+    NotSupported,
+    Order,
+    ProviderDown,
+    ProviderError,
+    SandboxGone,
+    SandboxLost,
+)
 from sandstorm_provider_local._birth import Birth, Scene
 from sandstorm_provider_local._box import Box, BoxHandle
 from sandstorm_provider_local._cgroup import Hierarchy, sweep
@@ -107,12 +116,17 @@ class Boxes:
 
     async def look(self, record: Record) -> tuple[str, float | None]:
         """`running` or `paused` with the seconds that it is idle, or `orphaned` where nobody looks after it. Is no activity."""
-        if not record.is_orphaned:
-            with suppress(OSError, ProviderError, SandboxGone):
-                async with _visit(self._records.directory(record.marker), record.marker) as link:
-                    seen = await link.ask("look")
-                    return ("paused" if seen["paused"] else "running"), float(seen["idle"])
-        return "orphaned", None
+        if record.is_orphaned:
+            return "orphaned", None
+        try:
+            link = Link(connect(self._records.directory(record.marker)), record.marker)
+        except OSError:
+            return "orphaned", None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(link.run)
+            found = await _look(link)
+            link.close()
+        return found
 
     async def close(self) -> None:
         """Lets go of all of them; those that are not kept end."""
@@ -205,15 +219,15 @@ def connect(directory: Path) -> socket.socket:
     return connection
 
 
-@asynccontextmanager
-async def _visit(directory: Path, marker: str) -> AsyncIterator[Link]:
-    link = Link(connect(directory), marker)
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(link.run)
-        try:
-            yield link
-        finally:
-            link.close()
+async def _look(link: Link) -> tuple[str, float | None]:
+    try:
+        seen = await link.ask("look")
+    except (ProviderError, SandboxGone):
+        return "orphaned", None
+    except (NotSupported, InvalidInput):
+        # A supervisor of another version: nothing more is known than that it lives.
+        return "running", None
+    return ("paused" if seen["paused"] else "running"), float(seen["idle"])
 
 
 def reap() -> None:

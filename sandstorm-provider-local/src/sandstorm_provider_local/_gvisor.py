@@ -139,7 +139,7 @@ class Gvisor:
 
 
 def _bound(source: str, destination: str, mode: str = "ro") -> dict[str, Any]:
-    return {"destination": destination, "type": "bind", "source": source, "options": ["bind", mode]}
+    return {"destination": destination, "type": "bind", "source": source, "options": ["rbind", mode]}
 
 
 def _real_directories() -> list[str]:

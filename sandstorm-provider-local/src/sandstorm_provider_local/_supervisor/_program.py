@@ -47,6 +47,7 @@ class Program:
         exit: How it ended, or None while it runs.
         artifacts: What an interpreter showed.
         reason: Why it was killed, or None.
+        wants_terminal: Whether it gets a terminal, which comes as it starts.
     """
 
     # A box keeps a thousand of them that have ended.
@@ -62,6 +63,7 @@ class Program:
         "_moment",
         "_oom_before",
         "_oom_kills",
+        "_size",
         "_spools",
         "_totals",
         "artifacts",
@@ -73,6 +75,7 @@ class Program:
         "owner",
         "reason",
         "terminal_fd",
+        "wants_terminal",
     )
 
     def __init__(
@@ -93,6 +96,8 @@ class Program:
         self.reason: str | None = None
         self.input: Input | None = None
         self.terminal_fd = -1
+        self.wants_terminal = False
+        self._size: bytes | None = None
         self._control = control
         self._oom_kills = oom_kills
         self._oom_before = 0
@@ -154,8 +159,22 @@ class Program:
             return
         self.terminal_fd = fd
         self._spools["stdout"] = TerminalSpool(self._loop, fd, self._path("stdout"), self._allowance, self._grow)
+        if self._size is not None:
+            self._set_size(self._size)
         if self.input is not None:
             self.input.connect(fd)
+
+    def resize(self, columns: int, rows: int) -> None:
+        """Sets the size of its terminal, as soon as that has come; harmless where it is gone."""
+        self._size = rows.to_bytes(2, "little") + columns.to_bytes(2, "little") + bytes(4)
+        if self.terminal_fd >= 0:
+            self._set_size(self._size)
+
+    def _set_size(self, size: bytes) -> None:
+        import fcntl
+        import termios
+
+        fcntl.ioctl(self.terminal_fd, termios.TIOCSWINSZ, size)
 
     # --- its output ---------------------------------------------------------------------------------------
 

@@ -103,6 +103,7 @@ class Programs:
                 columns, rows = message["terminal"]
                 order |= {"terminal": [int(columns), int(rows)]}
                 order["env"].setdefault("TERM", "xterm-256color")
+                program.wants_terminal = True
                 program.input = Input(self._loop)
                 if fds:
                     program.input.write(fds.pop(0), lambda _: None)

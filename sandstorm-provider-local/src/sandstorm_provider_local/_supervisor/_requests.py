@@ -114,13 +114,12 @@ class Requests:
 
     def _resize(self, connection: Connection, message: dict[str, Any], fds: list[int]) -> dict[str, Any]:
         program = self._box.programs.get(message["process"])
-        if program.terminal_fd < 0:
+        if not program.wants_terminal or program.exit is not None:
             raise Refused("Conflict", f"{program.id} has no terminal")
-        import fcntl
-        import termios
-
-        size = int(message["rows"]).to_bytes(2, "little") + int(message["columns"]).to_bytes(2, "little") + bytes(4)
-        fcntl.ioctl(program.terminal_fd, termios.TIOCSWINSZ, size)
+        try:
+            program.resize(int(message["columns"]), int(message["rows"]))
+        except OverflowError as error:
+            raise ValueError("the size of a terminal is two numbers below 65536") from error
         return {}
 
     def _kill(self, connection: Connection, message: dict[str, Any], fds: list[int]) -> None:

@@ -32,6 +32,8 @@ class MemoryWatch:
         keepers = {name: keeper for name, keeper in box.agent.keepers.items() if keeper.pid}
         if box.group is not None and keepers and box.group.programs_memory > self._limit:
             sizes = {name: memory(tree(keeper.pid)) for name, keeper in keepers.items()}
-            keepers[max(sizes, key=lambda name: sizes[name])].owner.kill("out-of-memory")
+            # What was just killed counts in the group until the kernel has taken it down, which others must not pay for.
+            if sum(sizes.values()) > self._limit:
+                keepers[max(sizes, key=lambda name: sizes[name])].owner.kill("out-of-memory")
         if box.agent.keepers:
             self.begin()
