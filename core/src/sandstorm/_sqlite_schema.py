@@ -104,8 +104,8 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
     (
         "ALTER TABLE attempts ADD COLUMN kept INTEGER NOT NULL DEFAULT 0",
         "ALTER TABLE attempts ADD COLUMN process TEXT",
-        "CREATE TABLE routers (epoch INTEGER PRIMARY KEY AUTOINCREMENT, started_at REAL NOT NULL)",
     ),
+    ("CREATE TABLE IF NOT EXISTS routers (epoch INTEGER PRIMARY KEY AUTOINCREMENT, started_at REAL NOT NULL)",),
 )
 """One entry for each schema version; `PRAGMA user_version` says how many of them a file has had."""
 

@@ -43,9 +43,8 @@ class DockerPlugin:
     @hookimpl
     def sandstorm_providers(self) -> Sequence[Provider]:
         """One provider for each socket; none where nothing is configured and no daemon has its socket in the usual places."""
-        sockets: dict[str, str | None] = {f"docker:{name}": socket for name, socket in self._settings.accounts.items()}
-        if is_configured(self._settings.socket):
-            sockets["docker"] = self._settings.socket
+        own = {"docker": self._settings.socket} if is_configured(self._settings.socket) else {}
+        sockets = {**own, **{f"docker:{name}": socket for name, socket in self._settings.accounts.items()}}
         images = {**IMAGES, **self._settings.images}
         return [
             DockerProvider(name=name, socket=socket, images=images, runtime=self._settings.runtime)

@@ -34,6 +34,8 @@ _LOOK = 0.002
 _SELDOM = 0.25
 _TERMINAL_GRACE = 0.2
 """Seconds for what the kernel still has of a terminal's output, where a daemon keeps the terminal open."""
+_TREE_GRACE = 2.0
+"""Seconds for what was killed to be gone before its end is told; it needs milliseconds, and many on a loaded machine."""
 
 
 class Program:
@@ -233,15 +235,18 @@ class Program:
     def ended(self, told: dict[str, int] | None) -> None:
         """It ended with a `code` or by a `signal`; None where its keeper was killed, so that nobody knows."""
         self._loop.cancel(self._moment)
-        if self.terminal_fd >= 0 and self._spools["stdout"].open:
-            # The kernel hands the output of a terminal on in its own time, and ends it when the last program has closed it.
-            self._await_terminal(told, time.monotonic() + _TERMINAL_GRACE)
-        else:
-            self._finish(told)
+        now = time.monotonic()
+        self._await_end(told, now + _TERMINAL_GRACE, now + _TREE_GRACE)
 
-    def _await_terminal(self, told: dict[str, int] | None, until: float) -> None:
-        if self._spools["stdout"].open and time.monotonic() < until:
-            self._loop.after(_LOOK, lambda: self._await_terminal(told, until))
+    def _await_end(self, told: dict[str, int] | None, terminal_until: float, tree_until: float) -> None:
+        """Waits for what belongs to its end, so that nothing is told before it is so."""
+        now = time.monotonic()
+        # The kernel hands the output of a terminal on in its own time, and ends it when the last program has closed it.
+        talking = self.terminal_fd >= 0 and self._spools["stdout"].open and now < terminal_until
+        # Who hears that it was ended at its deadline may count on its daemons having ended, too.
+        dying = now < tree_until and any(not is_gone(pid) for pid in self._doomed)
+        if talking or dying:
+            self._loop.after(_LOOK, lambda: self._await_end(told, terminal_until, tree_until))
         else:
             self._finish(told)
 
