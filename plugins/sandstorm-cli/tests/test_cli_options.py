@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sandstorm import Constraints, Gpu, InvalidInput, Network, SandboxSpec, Task
-from sandstorm_cli._options import Asked, asked, request_options, size
+from sandstorm_cli._options import Asked, asked, environment, request_options, size
 
 
 def ask(*args: str, stdin: bytes = b"") -> Asked:
@@ -99,3 +99,11 @@ def test_any_size_is_a_number_or_bad_input(text: str) -> None:
         assert size("memory", text) >= 0
     except InvalidInput as exc:
         assert exc.field == "memory"
+
+
+def test_requirements_are_those_of_python_unless_a_language_is_named() -> None:
+    """`prepare` and `sandbox create` need no language for the packages of the default one."""
+    options = {"image": None, "requirements": ("six",), "language": None}
+    assert environment(options).language == "python"
+    assert environment({**options, "language": "javascript"}).language == "javascript"
+    assert environment({**options, "requirements": (), "image": "debian:12"}).language is None

@@ -145,12 +145,18 @@ def asked(given: Mapping[str, Any]) -> Asked:
 def machine(given: Mapping[str, Any]) -> SandboxSpec:
     """The machine that `machine_options` ask for. Raises `InvalidInput`; reads the files that are named."""
     spec = _spec(given)
-    return attrs.evolve(spec, environment=attrs.evolve(spec.environment, language=given["language"]))
+    return attrs.evolve(spec, environment=attrs.evolve(spec.environment, language=_language(given)))
 
 
 def environment(given: Mapping[str, Any]) -> Environment:
     """The environment that `environment_options` ask for. Raises `InvalidInput`."""
-    return Environment(image=given["image"], requirements=given["requirements"], language=given["language"])
+    return Environment(image=given["image"], requirements=given["requirements"], language=_language(given))
+
+
+def _language(given: Mapping[str, Any]) -> str | None:
+    """The language of the environment: requirements are those of the default one where no other is named."""
+    language: str | None = given["language"]
+    return language or (DEFAULT_LANGUAGE if given["requirements"] else None)
 
 
 def where(given: Mapping[str, Any]) -> dict[str, Any]:
