@@ -148,11 +148,18 @@ async def test_ten_lost_answers_leave_nothing(autojump_clock: MockClock, journal
     """Ten creates whose answers were lost, all of which took effect: no sandbox is left, and all of them are booked."""
     cloud, other = ReferenceProvider("cloud"), ReferenceProvider("other")
     chaos = ChaosProvider(cloud, [Fault(step="create", kind="ambiguous", committed=True, times=10)])
+    went: list[str] = []
+
+    async def run(engine: Engine) -> None:
+        task = Task(argv=("out", "hello"))
+        result = await engine.run(engine.request(task, SandboxSpec(), Constraints(prefer=("cloud",))))
+        went.append(result.provider)
+
     async with router(journal, chaos, other) as engine:
-        for _ in range(10):
-            task = Task(argv=("out", "hello"))
-            result = await engine.run(engine.request(task, SandboxSpec(), Constraints(prefer=("cloud",))))
-            assert result.provider == "other"
+        async with trio.open_nursery() as nursery:
+            for _ in range(10):
+                nursery.start_soon(run, engine)
+        assert went == ["other"] * 10
         await trio.sleep(60)
         assert await engine.store.open_attempts() == []
     assert len(cloud.vendor.bill()) == 10

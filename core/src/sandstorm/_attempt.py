@@ -19,7 +19,7 @@ from sandstorm._errors import (
     SandboxLost,
     SandstormError,
 )
-from sandstorm._events import AttemptClosed, AttemptOpened, Preparing, ProgramStarted, SandboxBound
+from sandstorm._events import AttemptClosed, AttemptOpened, AttemptReaped, Preparing, ProgramStarted, SandboxBound
 from sandstorm._journal import masked, movement
 from sandstorm._plan import Candidate, Plan
 from sandstorm._program import Program, with_files
@@ -86,6 +86,7 @@ class Trial:
     abandoned: bool = False
     spent: Decimal | None = ZERO
     failed: tuple[Attempt, ...] = ()
+    retry_after: float | None = None
     dispatch_by: float = attrs.field(factory=lambda: trio.current_time() + CREATE_SECONDS)
 
     # --- steps -------------------------------------------------------------------------------------------
@@ -96,7 +97,7 @@ class Trial:
         reserved = None if not exposure else self._move("reserve", exposure, "exposure")
         await self.engine.store.begin(run, self.row, reserved)
         row = self.row
-        self._emit(AttemptOpened, attempt=row.id, provider=row.provider, offer=row.offer)
+        self._emit(AttemptOpened, attempt=row.id, provider=row.provider, offer=row.offer, region=row.region)
 
     async def create(self, files: dict[str, bytes]) -> Sandbox:
         """The sandbox, bound in the journal. Raises `Failed`."""
@@ -185,7 +186,7 @@ class Trial:
             more = (self.spent or ZERO) - booked
             rows = [self._move("settle", more, "estimated")] if more > 0 else []
         await self.engine.store.update(self.row, rows, durable=True)
-        self.closed()
+        self._emit(AttemptReaped, attempt=self.row.id, provider=self.row.provider, cost=self.spent)
 
     async def absent(self) -> None:
         """Writes down that nothing came of it, and lets the reservation go."""
@@ -273,6 +274,7 @@ class Trial:
             error=self._told(failed.cause),
             error_class=type(failed.cause).__name__,
         )
+        self.retry_after = getattr(failed.cause, "retry_after", None)
         if self.sandbox is not None:
             self.spent = self.cost()
         with trio.CancelScope(shield=True):
@@ -331,8 +333,10 @@ class Trial:
             attempt=attempt.marker,
             provider=attempt.provider,
             offer=attempt.offer,
+            region=self.row.region,
             outcome=attempt.outcome,
             error=attempt.error_class,
+            retry_after=self.retry_after,
             open=attempt.open,
         )
 

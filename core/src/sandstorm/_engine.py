@@ -330,8 +330,8 @@ class Engine:
     def emit(self, event: Event) -> None:
         """Tells plugins and sinks, and learns from it. Never fails and never waits."""
         changed = self.observatory.learn(event)
-        if changed is not None:
-            self.store.observe_nowait([changed])
+        if changed:
+            self.store.observe_nowait(changed)
         self.plugins.observe(event)
         self.sinks.put_nowait(event)
 

@@ -50,6 +50,7 @@ class AttemptOpened(Event):
     attempt: str
     provider: str
     offer: str
+    region: str = ""
 
 
 @attrs.frozen(kw_only=True)
@@ -83,14 +84,28 @@ class ProgramStarted(Event):
 
 @attrs.frozen(kw_only=True)
 class AttemptClosed(Event):
-    """An attempt ended. `error` is the class of what went wrong, or None; `open` if something may be left."""
+    """An attempt ended. `error` is the class of what went wrong, or None; `open` if something may be left.
+
+    `retry_after` is when its vendor wants to be asked again, in seconds, or None where it does not say.
+    """
 
     attempt: str
     provider: str
     offer: str
+    region: str = ""
     outcome: Outcome
     error: str | None
+    retry_after: float | None = None
     open: bool
+
+
+@attrs.frozen(kw_only=True)
+class AttemptReaped(Event):
+    """What an attempt had left open is closed: its sandbox is gone, and `cost` US dollars were settled (None: unknown)."""
+
+    attempt: str
+    provider: str
+    cost: Decimal | None
 
 
 @attrs.frozen(kw_only=True)

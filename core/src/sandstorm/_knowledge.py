@@ -7,6 +7,7 @@ from typing import Protocol
 
 import attrs
 
+from sandstorm._breaker import CLOSED, Breaker
 from sandstorm._offer import Traits
 from sandstorm._plan import Candidate, Latency, Ranked, Request
 
@@ -40,14 +41,20 @@ class Knowledge:
     Attributes:
         observed: By `(provider, offer, region)`; the region is "" where there is none.
         durations: Median seconds that a program of this language ran.
+        breakers: What is held against an account in a region, by `(provider, region)`.
     """
 
     observed: Mapping[tuple[str, str, str], Observed] = attrs.field(factory=dict)
     durations: Mapping[str, float] = attrs.field(factory=dict)
+    breakers: Mapping[tuple[str, str], Breaker] = attrs.field(factory=dict)
 
     def of(self, provider: str, offer: str, region: str | None) -> Observed:
         """What was seen of one offer; `NOTHING` before its first use."""
         return self.observed.get((provider, offer, region or ""), NOTHING)
+
+    def breaker(self, provider: str, region: str | None) -> Breaker:
+        """What is held against an account in a region."""
+        return self.breakers.get((provider, region or ""), CLOSED)
 
     def latency(self, traits: Traits, provider: str, offer: str, region: str | None, setup: float) -> Latency:
         """The predicted start-up: observed where it was seen, else the provider's prior; set-up time added."""

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import random
 from collections import deque
 from collections.abc import Iterable
 
+import attrs
+
+from sandstorm._breaker import CLOSED, Breaker, closed, opened
 from sandstorm._errors import CallerError
-from sandstorm._events import AttemptClosed, Event, ProgramStarted
+from sandstorm._events import AttemptClosed, AttemptOpened, Event, ProgramStarted
 from sandstorm._knowledge import Knowledge, Observed
 from sandstorm._store import Observation
 
@@ -27,6 +31,7 @@ class Observatory:
         self._starts: dict[Key, deque[float]] = {}
         self._failures: dict[Key, deque[int]] = {}
         self._durations: dict[str, deque[float]] = {}
+        self._breakers: dict[tuple[str, str], Breaker] = {}
         self._knowledge: Knowledge | None = Knowledge()
 
     @property
@@ -35,11 +40,31 @@ class Observatory:
         if self._knowledge is None:
             keys = {*self._starts, *self._failures}
             durations = {language: _quantile(sorted(seen), 0.5) for language, seen in self._durations.items()}
-            self._knowledge = Knowledge(observed={key: self._observed(key) for key in keys}, durations=durations)
+            observed = {key: self._observed(key) for key in keys}
+            self._knowledge = Knowledge(observed=observed, durations=durations, breakers=dict(self._breakers))
         return self._knowledge
 
-    def learn(self, event: Event) -> Observation | None:
-        """Takes an event in; the aggregate that changed by it, for the store."""
+    def learn(self, event: Event) -> list[Observation]:
+        """Takes an event in; the aggregates that changed by it, for the store."""
+        return [changed for changed in (self._learn_figures(event), self._learn_breaker(event)) if changed is not None]
+
+    def _learn_breaker(self, event: Event) -> Observation | None:
+        if not isinstance(event, AttemptOpened | AttemptClosed):
+            return None
+        key = (event.provider, event.region)
+        before = self._breakers.get(key, CLOSED)
+        if isinstance(event, AttemptOpened):
+            after = opened(before, event.at)
+        else:
+            jitter = random.uniform(1.0, 1.3)  # noqa: S311 - spreads, protects nothing
+            after = closed(before, event.error, event.at, retry_after=event.retry_after, jitter=jitter)
+        if after == before:
+            return None
+        self._breakers[key] = after
+        self._knowledge = None
+        return Observation(key=json.dumps(("breaker", *key)), data=json.dumps(attrs.asdict(after)))
+
+    def _learn_figures(self, event: Event) -> Observation | None:
         if isinstance(event, ProgramStarted):
             key = (event.provider, event.offer, event.region or "")
             seen = self._starts.setdefault(key, deque(maxlen=WINDOW))
@@ -69,6 +94,11 @@ class Observatory:
                 self._failures[tuple(key)] = deque(values, maxlen=WINDOW)
             elif kind == "duration":
                 self._durations[key[0]] = deque(values, maxlen=WINDOW)
+            elif kind == "breaker":
+                breaker = Breaker(**values)
+                # Whoever probed it then may not be there any more, and a key may have been corrected since.
+                if not breaker.reason.startswith("AuthError"):
+                    self._breakers[key[0], key[1]] = attrs.evolve(breaker, probing=False)
         self._knowledge = None
 
     def _changed(self, key: tuple[str, ...], values: Iterable[float]) -> Observation:

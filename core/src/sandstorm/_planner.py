@@ -114,6 +114,8 @@ class Planner:
                     exclusions += [Excluded(provider=provider.name, offer=answer.id, by=rule) for rule in rules]
                 else:
                     candidates.append(candidate)
+        candidates, cooling = _left_alone(candidates, knowledge, at)
+        exclusions += cooling
         return Plan(
             request=request,
             candidates=self._rank(request, candidates, knowledge, at),
@@ -150,6 +152,20 @@ class Planner:
             ranked = _preferred(ranked, prefer)
         today = date.fromtimestamp(at)
         return tuple(_dated(r, today) for r in ranked)
+
+
+def _left_alone(candidates: Sequence[Candidate], knowledge: Knowledge, at: float) -> tuple[list[Candidate], list[Excluded]]:
+    """Leaves out the candidates whose account is to be left alone for now, unless no other would be left."""
+    used: list[Candidate] = []
+    excluded: list[Excluded] = []
+    for candidate in candidates:
+        breaker = knowledge.breaker(candidate.provider, candidate.offer.region)
+        if breaker.keeps_away(at):
+            reason = f"it is left alone for {breaker.until - at:.0f} s: {breaker.reason}"
+            excluded.append(Excluded(provider=candidate.provider, offer=candidate.offer.id, by=_rule("cooling-down", reason)))
+        else:
+            used.append(candidate)
+    return (used, excluded) if used else (list(candidates), [])
 
 
 def _rule(rule: str, reason: str) -> Exclusion:

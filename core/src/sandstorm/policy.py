@@ -5,6 +5,7 @@ from __future__ import annotations
 from sandstorm._events import (
     AttemptClosed,
     AttemptOpened,
+    AttemptReaped,
     Event,
     Preparing,
     ProgramStarted,
@@ -31,6 +32,7 @@ __all__ = [
     "OPEN_STATES",
     "AttemptClosed",
     "AttemptOpened",
+    "AttemptReaped",
     "AttemptRow",
     "Candidate",
     "Denial",
