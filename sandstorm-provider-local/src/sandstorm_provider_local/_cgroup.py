@@ -305,9 +305,12 @@ class Cgroup:
 
     def freeze(self) -> None:
         """Stops every process in it, unseen by them. Raises `OSError`, then thawed again, where the kernel does not manage."""
-        self._turn("FROZEN", "1")
         until = time.monotonic() + _FREEZING
-        while not self._frozen():
+        while True:
+            # Said again and again, since version 1 forgets a process that could not be stopped at the first word.
+            self._turn("FROZEN", "1")
+            if self._frozen():
+                return
             if time.monotonic() > until:
                 self.thaw()
                 raise TimeoutError(f"not frozen within {_FREEZING:g} seconds")
