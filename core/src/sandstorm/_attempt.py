@@ -20,7 +20,7 @@ from sandstorm._errors import (
     SandstormError,
 )
 from sandstorm._events import AttemptClosed, AttemptOpened, AttemptReaped, Preparing, ProgramStarted, SandboxBound
-from sandstorm._journal import masked, movement
+from sandstorm._journal import key_of, masked, movement
 from sandstorm._plan import Candidate, Plan
 from sandstorm._program import Program, with_files
 from sandstorm._quote import NANO, ZERO, cost
@@ -95,7 +95,7 @@ class Trial:
         """Makes the intent and the reservation durable: nothing is asked of the vendor before."""
         exposure = self.row.exposure
         reserved = None if not exposure else self._move("reserve", exposure, "exposure")
-        await self.engine.store.begin(run, self.row, reserved)
+        await self.engine.store.begin(run, self.row, reserved, key_of(self.plan.request))
         row = self.row
         self._emit(AttemptOpened, attempt=row.id, provider=row.provider, offer=row.offer, region=row.region)
 

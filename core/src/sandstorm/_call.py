@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 import attrs
 
-from sandstorm._check import number
+from sandstorm._check import number, text
 from sandstorm._constraints import Constraints
 from sandstorm._errors import InvalidInput
 from sandstorm._spec import SandboxSpec
@@ -67,7 +67,14 @@ class RouteOptions(TypedDict, total=False):
 
 
 class RunOptions(TaskOptions, RouteOptions, total=False):
-    """The keyword arguments of `run` and `plan`: those of `TaskOptions` and of `RouteOptions`."""
+    """The keyword arguments of `run`, `detach` and `plan`: those of `TaskOptions` and of `RouteOptions`, and one more.
+
+    Attributes:
+        key: An idempotency key: of the tenant's runs with one key one is started, and the others give its result, as far as
+            the journal keeps it.
+    """
+
+    key: str | None
 
 
 @attrs.frozen(kw_only=True)
@@ -189,4 +196,5 @@ def request_of(
         options.get("tenant", "default"),
         lifetime,
         keep=keep,
+        key=text("key", "a text", optional=True, filled=True)(options.get("key")),
     )

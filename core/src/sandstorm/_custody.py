@@ -24,10 +24,11 @@ from sandstorm._errors import (
     SandboxGone,
     SandboxLost,
 )
+from sandstorm._keys import followed_id, stored_result
 from sandstorm._plan import Plan, Request
 from sandstorm._program import program
 from sandstorm._result import RunResult
-from sandstorm._store import AttemptRow, RunRow
+from sandstorm._store import AttemptRow, KeyTaken, RunRow
 from sandstorm.provider import Process, Reconnect, ResourceInfo, Sandbox
 
 if TYPE_CHECKING:
@@ -91,7 +92,10 @@ async def detach(engine: Engine, request: Request) -> str:
         await trial.bind_process(process)
         return row.id
 
-    return await engine.first(request, begin)
+    try:
+        return await engine.first(request, begin)
+    except KeyTaken as taken:
+        return followed_id(request, taken.held)
 
 
 async def attach(engine: Engine, run_id: str, on_output: OnOutput | None = None) -> RunResult:
@@ -101,7 +105,7 @@ async def attach(engine: Engine, run_id: str, on_output: OnOutput | None = None)
     """
     run, attempts = await _stored(engine, run_id)
     if run.state == "finished" and run.result and run.plan:
-        return _told(run, on_output)
+        return stored_result(run, on_output)
     row = next((each for each in attempts if each.process is not None and each.kind == "sandbox"), None)
     if row is None or row.sandbox is None or row.process is None or run.plan is None:
         raise InvalidInput("run", "a run that was detached", run_id)
@@ -218,19 +222,3 @@ async def _process(sandbox: Sandbox, row: AttemptRow) -> Process:
         return await sandbox.process(row.process, {})
     except LookupError as exc:
         raise SandboxGone(str(exc)) from exc
-
-
-def _told(run: RunRow, on_output: OnOutput | None) -> RunResult:
-    """The result as it was stored; its output is handed out again."""
-    import json
-
-    from sandstorm._converter import decode
-    from sandstorm.provider import Output
-
-    document = {**json.loads(run.result or "{}"), "plan": json.loads(run.plan or "{}")}
-    result = decode(RunResult, document)
-    if on_output is not None:
-        for stream in ("stdout", "stderr"):
-            if data := getattr(result, stream):
-                on_output(Output(stream, data, 0))
-    return result

@@ -20,6 +20,7 @@ from sandstorm._constraints import Constraints
 from sandstorm._errors import InvalidInput, NoCandidate, OutcomeUnknown, RunFailed, SandstormError
 from sandstorm._events import Event, RunFinished, RunPlanned, RunRefused
 from sandstorm._journal import Recorder
+from sandstorm._keys import followed
 from sandstorm._languages import Languages
 from sandstorm._masker import scrub
 from sandstorm._observatory import Observatory
@@ -34,7 +35,7 @@ from sandstorm._secrets import resolve
 from sandstorm._settings import Settings, default_store_url
 from sandstorm._sinks import Sinks
 from sandstorm._spec import SandboxSpec
-from sandstorm._store import AttemptRow, RunRow, Store
+from sandstorm._store import AttemptRow, KeyTaken, RunRow, Store
 from sandstorm._task import Task
 from sandstorm.provider import FULL, Command, Output, Provider, Sandbox
 
@@ -100,6 +101,7 @@ class Engine:
         lifetime: float | None = None,
         *,
         keep: bool = False,
+        key: str | None = None,
     ) -> Request:
         """A decoded call. Raises `InvalidInput` for a language or snapshot that cannot be."""
         if spec.snapshot is not None and not all(spec.snapshot.partition("/")):
@@ -116,6 +118,7 @@ class Engine:
             tenant=tenant,
             lifetime=lifetime or (task.timeout if task else 3600.0) + OVERHEAD_SECONDS,
             keep=keep,
+            key=key,
         )
 
     def new_id(self) -> str:
@@ -143,7 +146,13 @@ class Engine:
         """
         began = trio.current_time()
         listener = None if on_output is None else Listener(on_output)
-        return await self.first(request, lambda trial, row: self._try(trial, row, began, listener), listener)
+        while True:
+            try:
+                return await self.first(request, lambda trial, row: self._try(trial, row, began, listener), listener)
+            except KeyTaken as taken:
+                result = await followed(self, request, taken.held, on_output)
+                if result is not None:
+                    return result
 
     async def first(self, request: Request, use: Use[Made], listener: Listener | None = None, plan: Plan | None = None) -> Made:
         """What `use` makes of the first candidate of the plan that does not fail. Raises as `run` does."""
@@ -156,6 +165,8 @@ class Engine:
             trial.failed = tuple(failed)
             try:
                 return await use(trial, row)
+            except KeyTaken:
+                raise
             except Failed as failure:
                 if listener is None or listener.error is not failure.cause:  # what the caller's own code raises is its own
                     scrub(failure.cause, secret_values.values())

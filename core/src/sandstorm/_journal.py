@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from decimal import Decimal
@@ -14,7 +15,7 @@ from sandstorm._masker import Masker
 from sandstorm._plan import Plan, Request
 from sandstorm._result import RunResult
 from sandstorm._spec import SandboxSpec
-from sandstorm._store import LedgerRow, RunRow
+from sandstorm._store import KeyRow, LedgerRow, RunRow
 from sandstorm._task import Task
 
 
@@ -89,6 +90,15 @@ class Recorder:
                 effects=task.effects,
             )
         return attrs.evolve(request, task=task, spec=attrs.evolve(request.spec, files={}, env={}))
+
+
+def key_of(request: Request) -> KeyRow | None:
+    """The idempotency key of a request, with the digest of what it asks for; None where it has none."""
+    if request.key is None:
+        return None
+    asked = to_json([request.task, attrs.evolve(request.spec, labels={})])
+    fingerprint = hashlib.sha256(asked.encode()).hexdigest()
+    return KeyRow(tenant=request.tenant, key=request.key, run=request.id, fingerprint=fingerprint)
 
 
 def masked(text: str, secrets: Iterable[str]) -> str:

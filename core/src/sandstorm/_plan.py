@@ -24,6 +24,7 @@ class Request:
         tenant: A trusted label.
         lifetime: Seconds of life that the vendor is asked to enforce.
         keep: Whether the sandbox is to outlive the router.
+        key: The idempotency key: of its tenant's runs with one key, one is started, and the others follow it.
     """
 
     id: str
@@ -34,6 +35,7 @@ class Request:
     tenant: str = "default"
     lifetime: float
     keep: bool = False
+    key: str | None = None
 
 
 @attrs.frozen(kw_only=True)

@@ -194,10 +194,10 @@ class Reconciler:
             await trial.ended(booked=sum((each.amount for each in own if each.kind == "settle"), ZERO))
         else:
             await trial.ended()
-        await self._conclude(run, [each for each in attempts if each.id != row.id] + [trial.row])
+        await self.conclude(run, [each for each in attempts if each.id != row.id] + [trial.row])
         return Reaped(marker=row.id, run=row.run, provider=row.provider, sandbox=sandbox, done=done)
 
-    async def _conclude(self, run: RunRow, attempts: Sequence[AttemptRow]) -> None:
+    async def conclude(self, run: RunRow, attempts: Sequence[AttemptRow]) -> None:
         """The end of a run whose router died: it failed if nothing was started, and is unknown else."""
         if run.state != "running" or any(row.state in OPEN_STATES for row in attempts):
             return

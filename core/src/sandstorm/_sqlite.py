@@ -28,7 +28,7 @@ from sandstorm._errors import InvalidInput, PluginError
 from sandstorm._hookspecs import hookimpl
 from sandstorm._offer import Facts
 from sandstorm._registry import Registry
-from sandstorm._store import AttemptRow, LedgerRow, Observation, RunRow, Store
+from sandstorm._store import AttemptRow, KeyRow, LedgerRow, Observation, RunRow, Store
 
 if TYPE_CHECKING:
     import sqlite3
@@ -132,11 +132,11 @@ class SqliteStore:
         """The attempt as it stands now, owned by `epoch`; None where `attempt.epoch` does not own it any more."""
         return await self._write(partial(schema.take, attempt=attempt.id, owner=attempt.epoch, epoch=epoch))
 
-    async def begin(self, run: RunRow, attempt: AttemptRow, reserved: LedgerRow | None) -> None:
-        """Writes the run, the intent and the reservation. Raises `Conflict` where the attempt's id is taken."""
+    async def begin(self, run: RunRow, attempt: AttemptRow, reserved: LedgerRow | None, key: KeyRow | None = None) -> None:
+        """Writes the run, the intent and the reservation. Raises `Conflict` where the attempt's id is taken, and `KeyTaken`."""
         ledger = None if reserved is None else schema.ledger_values(reserved)
         await self._write(
-            partial(schema.begin, run=schema.run_values(run), attempt=schema.attempt_values(attempt), reserved=ledger)
+            partial(schema.begin, run=schema.run_values(run), attempt=schema.attempt_values(attempt), reserved=ledger, key=key)
         )
 
     async def update(self, attempt: AttemptRow, booked: Sequence[LedgerRow] = (), *, durable: bool) -> bool:

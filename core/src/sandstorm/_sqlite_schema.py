@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from sandstorm._errors import Conflict, InvalidInput
 from sandstorm._offer import Facts
-from sandstorm._store import OPEN_STATES, AttemptRow, LedgerRow, Observation, RunRow
+from sandstorm._store import OPEN_STATES, AttemptRow, KeyRow, KeyTaken, LedgerRow, Observation, RunRow
 
 if TYPE_CHECKING:
     import sqlite3
@@ -106,6 +106,15 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "ALTER TABLE attempts ADD COLUMN process TEXT",
     ),
     ("CREATE TABLE IF NOT EXISTS routers (epoch INTEGER PRIMARY KEY AUTOINCREMENT, started_at REAL NOT NULL)",),
+    (
+        """CREATE TABLE keys (
+            tenant TEXT NOT NULL,
+            key TEXT NOT NULL,
+            run TEXT NOT NULL,
+            fingerprint TEXT NOT NULL,
+            PRIMARY KEY (tenant, key)
+        )""",
+    ),
 )
 """One entry for each schema version; `PRAGMA user_version` says how many of them a file has had."""
 
@@ -123,6 +132,8 @@ _SAVE_RUN = _upsert("runs", RUN_COLUMNS)
 _ADD_ATTEMPT = _insert("attempts", ATTEMPT_COLUMNS)
 _SAVE_ATTEMPT = f"UPDATE attempts SET {', '.join(f'{c} = ?' for c in ATTEMPT_PROGRESS)} WHERE id = ? AND epoch = ?"
 _TAKE = "UPDATE attempts SET epoch = ? WHERE id = ? AND epoch = ?"
+_HOLDS = """SELECT 1 FROM runs WHERE id = ? AND (state NOT IN ('failed', 'cancelled')
+    OR EXISTS (SELECT 1 FROM attempts WHERE attempts.run = runs.id AND outcome != 'not-started'))"""
 _ADD_LEDGER = _insert("ledger", LEDGER_COLUMNS)
 _SAVE_OBSERVATION = _upsert("observations", ("key", "data"))
 _SAVE_FACTS = _upsert("facts", ("provider", "at", "ttl", "data"))
@@ -240,10 +251,14 @@ def take(connection: sqlite3.Connection, attempt: str, owner: int, epoch: int) -
     return taken
 
 
-def begin(connection: sqlite3.Connection, run: _Values, attempt: _Values, reserved: _Values | None) -> None:
-    """Writes a run, an attempt and its reservation. Raises `Conflict` where the attempt's id is taken."""
+def begin(
+    connection: sqlite3.Connection, run: _Values, attempt: _Values, reserved: _Values | None, key: KeyRow | None = None
+) -> None:
+    """Writes a run, an attempt and its reservation. Raises `Conflict` where the attempt's id is taken, and `KeyTaken`."""
     import sqlite3
 
+    if key is not None:
+        _claim(connection, key)
     connection.execute(_SAVE_RUN, run)
     try:
         connection.execute(_ADD_ATTEMPT, attempt)
@@ -253,6 +268,15 @@ def begin(connection: sqlite3.Connection, run: _Values, attempt: _Values, reserv
         raise
     if reserved is not None:
         connection.execute(_ADD_LEDGER, reserved)
+
+
+def _claim(connection: sqlite3.Connection, key: KeyRow) -> None:
+    """Makes a key that of its run, unless another holds it: one that may have started something, or still may."""
+    wanted = (_text(key.tenant), _text(key.key))
+    held = connection.execute("SELECT run, fingerprint FROM keys WHERE tenant = ? AND key = ?", wanted).fetchone()
+    if held is not None and held[0] != key.run and connection.execute(_HOLDS, (held[0],)).fetchone() is not None:
+        raise KeyTaken(KeyRow(tenant=key.tenant, key=key.key, run=held[0], fingerprint=held[1]))
+    connection.execute("INSERT OR REPLACE INTO keys VALUES (?, ?, ?, ?)", (*wanted, key.run, key.fingerprint))
 
 
 def update(connection: sqlite3.Connection, progress: _Values, booked: Sequence[_Values] = ()) -> bool:

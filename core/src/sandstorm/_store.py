@@ -105,6 +105,31 @@ class RunRow:
 
 
 @attrs.frozen(kw_only=True)
+class KeyRow:
+    """Which run an idempotency key means.
+
+    Attributes:
+        tenant: Keys are unique within a tenant.
+        key: The caller's.
+        run: The run that was admitted with it.
+        fingerprint: What was asked for, as a digest: the same key with another one is a conflict.
+    """
+
+    tenant: str
+    key: str
+    run: str
+    fingerprint: str
+
+
+class KeyTaken(Exception):
+    """Another run holds the key: `held` says which."""
+
+    def __init__(self, held: KeyRow) -> None:
+        super().__init__(f"the key {held.key!r} is that of run {held.run}")
+        self.held = held
+
+
+@attrs.frozen(kw_only=True)
 class LedgerRow:
     """One movement of money.
 
@@ -164,8 +189,12 @@ class Store(Protocol):
         """The attempt as it stands now, owned by `epoch`; None where `attempt.epoch` does not own it any more."""
         ...
 
-    async def begin(self, run: RunRow, attempt: AttemptRow, reserved: LedgerRow | None) -> None:
-        """First barrier: the run (if it is new), the intent and the reservation, in one commit."""
+    async def begin(self, run: RunRow, attempt: AttemptRow, reserved: LedgerRow | None, key: KeyRow | None = None) -> None:
+        """First barrier: the run (if it is new) with its key, the intent and the reservation, in one commit.
+
+        Raises `KeyTaken`, and writes nothing, where another run holds the key. A run that ended without having started
+        anything does not hold it any more.
+        """
         ...
 
     async def update(self, attempt: AttemptRow, booked: Sequence[LedgerRow] = (), *, durable: bool) -> bool:

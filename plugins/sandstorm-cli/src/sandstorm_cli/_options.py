@@ -35,6 +35,7 @@ _PROGRAM = (
     click.option("--output-limit", metavar="SIZE", help="Kill it once it wrote so much (16MiB)."),
     click.option("--stdin", metavar="FILE|-", help="What the program reads; nothing if left out."),
     click.option("--output", "outputs", multiple=True, metavar="PATH", help="A file to bring back; repeatable."),
+    click.option("--key", metavar="TEXT", help="Of the runs with one key one is started; the others give its result."),
     click.option("--effects", metavar="KIND", help="Does running it twice matter: unknown, idempotent or none."),
 )
 
@@ -114,6 +115,7 @@ class Asked:
         guess: The file name that may tell the language, or None where the language is settled.
         strategy: The name of the strategy, or None for the one of the settings.
         tenant: For whom it runs.
+        key: Its idempotency key, or None.
     """
 
     task: Task
@@ -122,6 +124,7 @@ class Asked:
     guess: str | None
     strategy: str | None
     tenant: str
+    key: str | None
 
     def in_language(self, language: str | None) -> Task:
         """The task in the language that the file name told; the default one for None."""
@@ -139,6 +142,7 @@ def asked(given: Mapping[str, Any]) -> Asked:
         guess=guess,
         strategy=given["strategy"],
         tenant=given["tenant"],
+        key=given["key"],
     )
 
 

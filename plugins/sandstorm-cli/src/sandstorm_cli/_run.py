@@ -83,4 +83,5 @@ def _arguments(client: Sandstorm, request: Asked) -> dict[str, Any]:
         "constraints": request.constraints,
         "strategy": request.strategy,
         "tenant": request.tenant,
+        "key": request.key,
     }
