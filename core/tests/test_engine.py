@@ -744,7 +744,7 @@ async def test_limits_are_never_ignored(autojump_clock: MockClock, store: Sqlite
         @hookimpl
         def sandstorm_limits(self, request: Request) -> list[Limit]:
             """One limit."""
-            return [Limit(key=f"tenant:{request.tenant}", usd=Decimal(1))]
+            return [Limit(key=f"tenant:{request.tenant}", kind="concurrency", count=1)]
 
     provider = ReferenceProvider("only")
     async with opened(store, provider, plugins=[Plugin()]) as client:

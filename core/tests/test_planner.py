@@ -328,9 +328,9 @@ def test_admit() -> None:
 
 
 def test_limits() -> None:
-    """A limit refuses the run, and a plugin that raises while it is asked for limits stops it."""
-    with pytest.raises(NotSupported, match=r"'tenant:default' \(spend\) cannot be enforced"):
-        planned(plugins=[("cap", plugin(limits=lambda request: [Limit(key="tenant:default")]))])
+    """One that cannot be enforced refuses the run, and a plugin that raises while it is asked for limits stops it."""
+    with pytest.raises(NotSupported, match=r"'tenant:default' \(concurrency\) cannot be enforced"):
+        planned(plugins=[("cap", plugin(limits=lambda request: [Limit(key="tenant:default", kind="concurrency", count=3)]))])
     with pytest.raises(PluginError, match="'broken'"):
         planned(plugins=[("broken", plugin(limits=lambda request: raising()))])
 

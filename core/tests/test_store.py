@@ -475,7 +475,7 @@ async def test_a_newer_schema_is_refused_readably(tmp_path: Path) -> None:
         newer.execute("PRAGMA user_version = 99")
     newer.close()
     before = path.read_bytes()
-    assert await refusal(path) == "store: expected a journal of schema 4, the newest that this Sandstorm knows, got 99"
+    assert await refusal(path) == "store: expected a journal of schema 5, the newest that this Sandstorm knows, got 99"
     assert path.read_bytes() == before
 
 

@@ -12,6 +12,7 @@ import trio
 from sandstorm._capture import Capture, capture
 from sandstorm._errors import (
     Ambiguous,
+    BudgetExhausted,
     CallerError,
     InvalidInput,
     PreparationFailed,
@@ -26,7 +27,7 @@ from sandstorm._program import Program, with_files
 from sandstorm._quote import NANO, ZERO, cost
 from sandstorm._result import Attempt, Outcome
 from sandstorm._spec import own_snapshot
-from sandstorm._store import AttemptRow, LedgerRow, RunRow
+from sandstorm._store import AttemptRow, LedgerRow, LimitReached, RunRow
 from sandstorm.provider import Command, OneShot, Order, Output, Prepare, Process, Sandbox, Session, Snapshot
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ class Trial:
         """Makes the intent and the reservation durable: nothing is asked of the vendor before."""
         exposure = self.row.exposure
         reserved = None if not exposure else self._move("reserve", exposure, "exposure")
-        await self.engine.store.begin(run, self.row, reserved, key_of(self.plan.request))
+        await self.engine.store.begin(run, self.row, reserved, key_of(self.plan.request), self.plan.limits)
         row = self.row
         self._emit(AttemptOpened, attempt=row.id, provider=row.provider, offer=row.offer, region=row.region)
 
@@ -200,10 +201,16 @@ class Trial:
 
     async def prolong(self, expires_at: float, exposure: Decimal | None) -> None:
         """Makes a later end of its life durable, and what that may cost reserved: the vendor is asked after it."""
-        before, now = self.row.exposure or ZERO, exposure or ZERO
+        row = self.row
+        before, now = row.exposure or ZERO, exposure or ZERO
         more = [self._move("reserve", now - before, "exposure")] if now > before else []
         self._set(expires_at=max(expires_at, self.row.expires_at), exposure=max(before, now) if exposure is not None else None)
-        if not await self.engine.store.update(self.row, more, durable=True):
+        try:
+            owned = await self.engine.store.update(self.row, more, durable=True)
+        except LimitReached as reached:
+            self.row = row
+            raise BudgetExhausted(str(reached)) from None
+        if not owned:
             raise SandboxLost("another router took this sandbox over")
 
     async def snapshot(self, run: RunRow, capturing: Snapshot, retention: float) -> str:

@@ -17,7 +17,7 @@ from sandstorm._accounts import Accounts
 from sandstorm._attempt import CREATE_SECONDS, Failed, Trial, given_up
 from sandstorm._capture import Capture
 from sandstorm._constraints import Constraints
-from sandstorm._errors import InvalidInput, NoCandidate, OutcomeUnknown, RunFailed, SandstormError
+from sandstorm._errors import BudgetExhausted, InvalidInput, NoCandidate, OutcomeUnknown, RunFailed, SandstormError
 from sandstorm._events import Event, RunFinished, RunPlanned, RunRefused
 from sandstorm._journal import Recorder
 from sandstorm._keys import followed
@@ -35,7 +35,7 @@ from sandstorm._secrets import resolve
 from sandstorm._settings import Settings, default_store_url
 from sandstorm._sinks import Sinks
 from sandstorm._spec import SandboxSpec
-from sandstorm._store import AttemptRow, KeyTaken, RunRow, Store
+from sandstorm._store import AttemptRow, KeyTaken, LimitReached, RunRow, Store
 from sandstorm._task import Task
 from sandstorm.provider import FULL, Command, Output, Provider, Sandbox
 
@@ -128,13 +128,13 @@ class Engine:
     async def plan(self, request: Request) -> Plan:
         """The decision; runs nothing. Raises `Denied`. A plan without candidates says why in its exclusions."""
         try:
-            self.planner.admit(request)
+            limits = self.planner.admit(request)
         except SandstormError as exc:
             self.emit(RunRefused(at=self.wall(), run=request.id, tenant=request.tenant, by=type(exc).__name__, reason=str(exc)))
             raise
         invited, excluded = self.planner.invite(request)
         facts = await self.accounts.facts([provider.name for provider in invited])
-        return self.planner.plan(request, invited, excluded, facts, self.observatory.knowledge, self.wall())
+        return self.planner.plan(request, invited, excluded, facts, self.observatory.knowledge, self.wall(), limits)
 
     # --- running -----------------------------------------------------------------------------------------
 
@@ -160,6 +160,7 @@ class Engine:
         secret_values = await self.secrets(request.spec.secrets)
         row = self.recorder.planned(plan, secret_values.values())
         failed: list[Attempt] = []
+        refused: list[str] = []
         for number, ranked in enumerate(plan.candidates, 1):
             trial = self.trial(plan, ranked, number, secret_values)
             trial.failed = tuple(failed)
@@ -167,6 +168,8 @@ class Engine:
                 return await use(trial, row)
             except KeyTaken:
                 raise
+            except LimitReached as reached:
+                refused.append(f"{ranked.candidate.provider}: {reached}")
             except Failed as failure:
                 if listener is None or listener.error is not failure.cause:  # what the caller's own code raises is its own
                     scrub(failure.cause, secret_values.values())
@@ -184,6 +187,11 @@ class Engine:
                         await trial.fail(Failed(given_up(exc), started=started))
                     await self.give_up(row, given_up(exc), secret_values, state)
                 raise
+        if not failed:
+            exhausted = BudgetExhausted("; ".join(refused))
+            run, tenant = request.id, request.tenant
+            self.emit(RunRefused(at=self.wall(), run=run, tenant=tenant, by="BudgetExhausted", reason=str(exhausted)))
+            raise exhausted
         started = any(attempt.outcome is Outcome.MAYBE_STARTED for attempt in failed)
         ended: Exception = OutcomeUnknown(failed, plan) if started else RunFailed(failed, plan)
         await self.give_up(row, ended, secret_values)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import attrs
 
 from sandstorm._constraints import Constraints
+from sandstorm._limits import Limit
 from sandstorm._offer import Facts, Offer
 from sandstorm._quote import Quote
 from sandstorm._spec import SandboxSpec
@@ -117,6 +118,7 @@ class Plan:
         exclusions: What was ruled out, with plugin and rule.
         strategy: The strategy that ranked them.
         facts: What each account's offers rest on.
+        limits: What policies limit; every attempt reserves against them before it is sent.
         at: Wall-clock seconds since 1970 of the decision.
     """
 
@@ -125,6 +127,7 @@ class Plan:
     exclusions: tuple[Excluded, ...]
     strategy: str
     facts: dict[str, Facts] = attrs.field(factory=dict)
+    limits: tuple[Limit, ...] = ()
     at: float
 
     @property

@@ -11,6 +11,7 @@ import attrs
 from sandstorm._constraints import matches
 from sandstorm._errors import Denied, InvalidInput, NotSupported, PluginError
 from sandstorm._knowledge import Knowledge, Strategy
+from sandstorm._limits import Limit
 from sandstorm._offer import Declined, Facts, Offer
 from sandstorm._plan import Candidate, Excluded, Exclusion, Plan, Ranked, Request
 from sandstorm._plugins import Plugins
@@ -41,16 +42,21 @@ class Planner:
     strategies: Mapping[str, Strategy]
     invited: tuple[str, ...] = ()
 
-    def admit(self, request: Request) -> None:
-        """Raises `Denied` where a policy refuses the run, `InvalidInput` for a strategy that is not installed."""
+    def admit(self, request: Request) -> tuple[Limit, ...]:
+        """The limits that apply to a run. Raises `Denied` where a policy refuses it, `InvalidInput` for an unknown strategy."""
         if request.strategy not in self.strategies:
             raise InvalidInput("strategy", "one of " + ", ".join(sorted(self.strategies)), request.strategy)
         denial = self.plugins.admit(request)
         if denial is not None:
             raise Denied(denial.plugin, denial.rule, denial.reason)
-        for limit in self.plugins.limits(request):
-            # A limit that is not enforced must never be ignored: reservation arrives with the lifecycle.
-            raise NotSupported(f"limit {limit.key!r} ({limit.kind}) cannot be enforced by this version, so the run is refused")
+        limits = self.plugins.limits(request)
+        for limit in limits:
+            if limit.kind != "spend":
+                # A limit that is not enforced must never be ignored: waiting for a slot is not built.
+                raise NotSupported(
+                    f"limit {limit.key!r} ({limit.kind}) cannot be enforced by this version, so the run is refused"
+                )
+        return limits
 
     def invite(self, request: Request) -> tuple[tuple[Provider, ...], tuple[Excluded, ...]]:
         """The accounts that may be asked at all, and why each of the others may not: nothing is sent to those."""
@@ -90,6 +96,7 @@ class Planner:
         facts: Mapping[str, Facts | Exception],
         knowledge: Knowledge,
         at: float,
+        limits: tuple[Limit, ...] = (),
     ) -> Plan:
         """The decision for an admitted request. `facts` holds what each invited account said, or how it failed."""
         candidates: list[Candidate] = []
@@ -122,6 +129,7 @@ class Planner:
             exclusions=tuple(exclusions),
             strategy=request.strategy,
             facts=used,
+            limits=limits,
             at=at,
         )
 

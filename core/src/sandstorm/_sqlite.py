@@ -26,6 +26,7 @@ import trio
 from sandstorm import _sqlite_schema as schema
 from sandstorm._errors import InvalidInput, PluginError
 from sandstorm._hookspecs import hookimpl
+from sandstorm._limits import Limit
 from sandstorm._offer import Facts
 from sandstorm._registry import Registry
 from sandstorm._store import AttemptRow, KeyRow, LedgerRow, Observation, RunRow, Store
@@ -132,11 +133,25 @@ class SqliteStore:
         """The attempt as it stands now, owned by `epoch`; None where `attempt.epoch` does not own it any more."""
         return await self._write(partial(schema.take, attempt=attempt.id, owner=attempt.epoch, epoch=epoch))
 
-    async def begin(self, run: RunRow, attempt: AttemptRow, reserved: LedgerRow | None, key: KeyRow | None = None) -> None:
-        """Writes the run, the intent and the reservation. Raises `Conflict` where the attempt's id is taken, and `KeyTaken`."""
+    async def begin(
+        self,
+        run: RunRow,
+        attempt: AttemptRow,
+        reserved: LedgerRow | None,
+        key: KeyRow | None = None,
+        limits: Sequence[Limit] = (),
+    ) -> None:
+        """Writes the run, the intent and the reservation. Raises `Conflict` where the id is taken, `KeyTaken`, `LimitReached`."""
         ledger = None if reserved is None else schema.ledger_values(reserved)
         await self._write(
-            partial(schema.begin, run=schema.run_values(run), attempt=schema.attempt_values(attempt), reserved=ledger, key=key)
+            partial(
+                schema.begin,
+                run=schema.run_values(run),
+                attempt=schema.attempt_values(attempt),
+                reserved=ledger,
+                key=key,
+                limits=limits,
+            )
         )
 
     async def update(self, attempt: AttemptRow, booked: Sequence[LedgerRow] = (), *, durable: bool) -> bool:

@@ -16,8 +16,9 @@ from decimal import Context, Decimal
 from typing import TYPE_CHECKING, Any
 
 from sandstorm._errors import Conflict, InvalidInput
+from sandstorm._limits import Limit
 from sandstorm._offer import Facts
-from sandstorm._store import OPEN_STATES, AttemptRow, KeyRow, KeyTaken, LedgerRow, Observation, RunRow
+from sandstorm._store import OPEN_STATES, AttemptRow, KeyRow, KeyTaken, LedgerRow, LimitReached, Observation, RunRow
 
 if TYPE_CHECKING:
     import sqlite3
@@ -115,6 +116,23 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             PRIMARY KEY (tenant, key)
         )""",
     ),
+    (
+        """CREATE TABLE windows (
+            key TEXT NOT NULL,
+            seconds REAL NOT NULL,
+            number INTEGER NOT NULL,
+            used INTEGER NOT NULL,
+            PRIMARY KEY (key, seconds, number)
+        )""",
+        """CREATE TABLE holds (
+            attempt TEXT NOT NULL REFERENCES attempts (id),
+            key TEXT NOT NULL,
+            seconds REAL NOT NULL,
+            number INTEGER NOT NULL,
+            usd INTEGER NOT NULL,
+            PRIMARY KEY (attempt, key, seconds)
+        )""",
+    ),
 )
 """One entry for each schema version; `PRAGMA user_version` says how many of them a file has had."""
 
@@ -134,6 +152,8 @@ _SAVE_ATTEMPT = f"UPDATE attempts SET {', '.join(f'{c} = ?' for c in ATTEMPT_PRO
 _TAKE = "UPDATE attempts SET epoch = ? WHERE id = ? AND epoch = ?"
 _HOLDS = """SELECT 1 FROM runs WHERE id = ? AND (state NOT IN ('failed', 'cancelled')
     OR EXISTS (SELECT 1 FROM attempts WHERE attempts.run = runs.id AND outcome != 'not-started'))"""
+_ADD_HOLD = "INSERT OR REPLACE INTO holds VALUES (?, ?, ?, ?, ?)"
+_HOLDS_OF = "SELECT key, seconds, number, usd FROM holds WHERE attempt = ?"
 _ADD_LEDGER = _insert("ledger", LEDGER_COLUMNS)
 _SAVE_OBSERVATION = _upsert("observations", ("key", "data"))
 _SAVE_FACTS = _upsert("facts", ("provider", "at", "ttl", "data"))
@@ -252,9 +272,14 @@ def take(connection: sqlite3.Connection, attempt: str, owner: int, epoch: int) -
 
 
 def begin(
-    connection: sqlite3.Connection, run: _Values, attempt: _Values, reserved: _Values | None, key: KeyRow | None = None
+    connection: sqlite3.Connection,
+    run: _Values,
+    attempt: _Values,
+    reserved: _Values | None,
+    key: KeyRow | None = None,
+    limits: Sequence[Limit] = (),
 ) -> None:
-    """Writes a run, an attempt and its reservation. Raises `Conflict` where the attempt's id is taken, and `KeyTaken`."""
+    """Writes a run, an attempt and its reservation. Raises `Conflict` where the id is taken, `KeyTaken`, `LimitReached`."""
     import sqlite3
 
     if key is not None:
@@ -266,8 +291,30 @@ def begin(
         if exc.sqlite_errorname == "SQLITE_CONSTRAINT_PRIMARYKEY":
             raise Conflict(f"there is an attempt {attempt[0]!r} already") from exc
         raise
+    at, exposure = (attempt[ATTEMPT_COLUMNS.index(name)] for name in ("created_at", "exposure"))
+    for limit in limits:
+        if exposure is None:
+            raise LimitReached(limit, None, limit.usd)
+        connection.execute(
+            _ADD_HOLD, (attempt[0], _text(limit.key), limit.window, at // limit.window, nano_dollars("usd", limit.usd))
+        )
     if reserved is not None:
-        connection.execute(_ADD_LEDGER, reserved)
+        _book(connection, reserved)
+
+
+def _book(connection: sqlite3.Connection, row: _Values) -> None:
+    """Writes a movement of money, and counts it in the window of every limit that holds its attempt."""
+    attempt, kind, amount = (row[LEDGER_COLUMNS.index(name)] for name in ("attempt", "kind", "amount"))
+    for key, seconds, number, usd in connection.execute(_HOLDS_OF, (attempt,)).fetchall():
+        window = (key, seconds, number)
+        connection.execute("INSERT OR IGNORE INTO windows VALUES (?, ?, ?, 0)", window)
+        (used,) = connection.execute("SELECT used FROM windows WHERE key = ? AND seconds = ? AND number = ?", window).fetchone()
+        if kind == "reserve" and used + amount > usd:
+            limit = Limit(key=key, usd=_EXACT.scaleb(Decimal(usd), -9), window=seconds)
+            raise LimitReached(limit, _EXACT.scaleb(Decimal(amount), -9), _EXACT.scaleb(Decimal(max(0, usd - used)), -9))
+        change = -amount if kind == "release" else amount
+        connection.execute("UPDATE windows SET used = used + ? WHERE key = ? AND seconds = ? AND number = ?", (change, *window))
+    connection.execute(_ADD_LEDGER, row)
 
 
 def _claim(connection: sqlite3.Connection, key: KeyRow) -> None:
@@ -284,7 +331,7 @@ def update(connection: sqlite3.Connection, progress: _Values, booked: Sequence[_
     if connection.execute(_SAVE_ATTEMPT, progress).rowcount != 1:
         return False
     for row in booked:
-        connection.execute(_ADD_LEDGER, row)
+        _book(connection, row)
     return True
 
 

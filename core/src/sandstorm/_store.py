@@ -13,6 +13,7 @@ from typing import Protocol
 
 import attrs
 
+from sandstorm._limits import Limit
 from sandstorm._offer import Facts
 
 
@@ -121,6 +122,16 @@ class KeyRow:
     fingerprint: str
 
 
+class LimitReached(Exception):
+    """A reservation does not fit a limit: it would be passed if everything that is open cost what it can."""
+
+    def __init__(self, limit: Limit, wanted: Decimal | None, left: Decimal) -> None:
+        asked = "its price is unknown" if wanted is None else f"it can cost up to ${wanted.normalize():f}"
+        window = f"in {limit.window:g} s"
+        super().__init__(f"{asked}, and ${left.normalize():f} of ${limit.usd.normalize():f} {window} are left for {limit.key}")
+        self.limit = limit
+
+
 class KeyTaken(Exception):
     """Another run holds the key: `held` says which."""
 
@@ -189,9 +200,18 @@ class Store(Protocol):
         """The attempt as it stands now, owned by `epoch`; None where `attempt.epoch` does not own it any more."""
         ...
 
-    async def begin(self, run: RunRow, attempt: AttemptRow, reserved: LedgerRow | None, key: KeyRow | None = None) -> None:
+    async def begin(
+        self,
+        run: RunRow,
+        attempt: AttemptRow,
+        reserved: LedgerRow | None,
+        key: KeyRow | None = None,
+        limits: Sequence[Limit] = (),
+    ) -> None:
         """First barrier: the run (if it is new) with its key, the intent and the reservation, in one commit.
 
+        A reservation fits a limit where what was settled in its window, and what is reserved there, leave room for all of it;
+        else this raises `LimitReached`, and writes nothing. Later movements of the attempt count in the same window.
         Raises `KeyTaken`, and writes nothing, where another run holds the key. A run that ended without having started
         anything does not hold it any more.
         """
@@ -200,6 +220,7 @@ class Store(Protocol):
     async def update(self, attempt: AttemptRow, booked: Sequence[LedgerRow] = (), *, durable: bool) -> bool:
         """Writes the attempt's progress, and the money that moves with it, where its epoch still owns it.
 
+        Raises `LimitReached`, and writes nothing, where a further reservation does not fit.
         What `begin` said of its identity (run, number, provider, offer, region, kind, created_at) stays. Not `durable`
         means soon and in order; the answer may then be True without having looked, and the next durable write tells.
         """
