@@ -262,12 +262,12 @@ async def test_pin_ends_failover(autojump_clock: MockClock, store: SqliteStore) 
 
 
 @pytest.mark.parametrize("one_shot", [False, True])
-@pytest.mark.parametrize(("kind", "items"), [("stream-lost", 1), ("stream-lost", 0), ("sandbox-lost", 1), ("unexpected", 1)])
+@pytest.mark.parametrize(("kind", "items"), [("stream-lost", 0), ("sandbox-lost", 1), ("unexpected", 1)])
 async def test_lost_with_unknown_effects(
     autojump_clock: MockClock, store: SqliteStore, kind: str, items: int, one_shot: bool
 ) -> None:
     """A program whose output is lost is not started again, and `OutcomeUnknown` tells."""
-    first, inner, second = pair(Fault(step="events", kind=kind, items=items), one_shot=one_shot)
+    first, inner, second = pair(Fault(step="events", kind=kind, items=items, times=9), one_shot=one_shot)
     async with opened(store, first, second) as client:
         with pytest.raises(OutcomeUnknown, match="may have run on first") as caught:
             await client.run("out one\nsleep 1\nout two", "python")
@@ -280,11 +280,23 @@ async def test_lost_with_unknown_effects(
         assert run.state == "unknown"
 
 
+@pytest.mark.parametrize("one_shot", [False, True])
+async def test_a_stream_that_is_cut_is_taken_up_again(autojump_clock: MockClock, store: SqliteStore, one_shot: bool) -> None:
+    """Cut three times, the output is complete, each byte once, and the program was started once."""
+    first, inner, second = pair(Fault(step="events", kind="stream-lost", items=1, times=3), one_shot=one_shot)
+    heard: list[Output] = []
+    async with opened(store, first, second) as client:
+        result = await client.run("out one\nsleep 1\nout two\nsleep 1\nerr three", "python", on_output=heard.append)
+        assert (result.provider, result.stdout, result.stderr, result.exit.code) == ("first", b"one\ntwo\n", b"three\n", 0)
+        assert b"".join(output.data for output in heard if output.stream == "stdout") == b"one\ntwo\n"
+        assert inner.vendor.starts(result.attempts[0].marker) == 1
+
+
 @pytest.mark.parametrize("effects", ["none", "idempotent"])
 @pytest.mark.parametrize("kind", ["stream-lost", "sandbox-lost"])
 async def test_lost_with_declared_effects(autojump_clock: MockClock, store: SqliteStore, kind: str, effects: str) -> None:
     """A program that may run twice runs on the next candidate once its output is lost."""
-    first, inner, second = pair(Fault(step="events", kind=kind, items=1))
+    first, inner, second = pair(Fault(step="events", kind=kind, items=0, times=9))
     async with opened(store, first, second) as client:
         result = await client.run("out one\nsleep 1\nout two", "python", effects=effects)
         lost, _ = result.attempts
@@ -295,7 +307,7 @@ async def test_lost_with_declared_effects(autojump_clock: MockClock, store: Sqli
 
 async def test_lost_everywhere(autojump_clock: MockClock, store: SqliteStore) -> None:
     """Where every candidate lost a program that may run twice, nobody claims that it did not start."""
-    first, _, _ = pair(Fault(step="events", kind="stream-lost"))
+    first, _, _ = pair(Fault(step="events", kind="stream-lost", times=9))
     second = ChaosProvider(ReferenceProvider("second"), [Fault(step="create", kind="capacity")])
     async with opened(store, first, second) as client:
         with pytest.raises(OutcomeUnknown) as caught:
@@ -610,7 +622,7 @@ async def test_journal_of_a_failure(autojump_clock: MockClock, store: SqliteStor
 
 async def test_journal_of_a_lost_program(autojump_clock: MockClock, store: SqliteStore) -> None:
     """After a lost program whose sandbox was destroyed, its reservation is settled to what it cost."""
-    first, inner, _ = pair(Fault(step="events", kind="stream-lost", items=1), start_seconds=1.0)
+    first, inner, _ = pair(Fault(step="events", kind="stream-lost", items=0, times=9), start_seconds=1.0)
     async with opened(store, first) as client:
         with pytest.raises(OutcomeUnknown) as caught:
             await client.run("out a\nsleep 5\nout b", "python")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import attrs
 import trio
 
-from sandstorm._capture import Capture, capture
+from sandstorm._capture import Again, Capture, capture
 from sandstorm._errors import (
     Ambiguous,
     BudgetExhausted,
@@ -28,7 +28,7 @@ from sandstorm._quote import NANO, ZERO, cost
 from sandstorm._result import Attempt, Outcome
 from sandstorm._spec import own_snapshot
 from sandstorm._store import AttemptRow, LedgerRow, LimitReached, RunRow
-from sandstorm.provider import Command, OneShot, Order, Output, Prepare, Process, Sandbox, Session, Snapshot
+from sandstorm.provider import Command, OneShot, Order, Output, Prepare, Process, Reconnect, Sandbox, Session, Snapshot
 
 if TYPE_CHECKING:
     from sandstorm._engine import Engine
@@ -148,9 +148,15 @@ class Trial:
     async def follow(self, process: Process, command: Command, on_output: Callable[[Output], None] | None) -> Capture:
         """What the program writes until it ends. Raises `Failed`, started."""
         try:
-            return await capture(process, command, on_output)
+            return await capture(process, command, on_output, self.again(self.sandbox))
         except Exception as exc:
             raise Failed(exc, started=True) from exc
+
+    def again(self, sandbox: Sandbox | None) -> Again | None:
+        """What takes up the output of a running program there, or None where nothing can."""
+        if not self.candidate.offer.can("Reconnect") or not isinstance(sandbox, Reconnect):
+            return None
+        return sandbox.process
 
     async def fetch(self, sandbox: Sandbox, paths: Sequence[str]) -> dict[str, bytes]:
         """The contents of those files that exist."""

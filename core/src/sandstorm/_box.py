@@ -133,7 +133,7 @@ class Box:
             if built.exit is not None and not built.exit.ok:
                 built.exit = not_compiled(built.exit)
                 return built
-        return await capture(await self._sandbox.start(running), running, on_output)
+        return await capture(await self._sandbox.start(running), running, on_output, self._trial.again(self._sandbox))
 
     async def _cell(self, task: Task, on_output: Callable[[Output], None] | None) -> Capture:
         if task.code is None or task.language is None:

@@ -117,7 +117,8 @@ async def attach(engine: Engine, run_id: str, on_output: OnOutput | None = None)
         process = await _process(sandbox, row)
         trial.sandbox = sandbox
         command = program(task, engine.languages, row.id).commands[-1]
-        got = await capture(process, command, None if on_output is None else Listener(on_output))
+        listener = None if on_output is None else Listener(on_output)
+        got = await capture(process, command, listener, trial.again(sandbox))
     except (SandboxGone, SandboxLost) as exc:
         await trial.lost(exc)
         unknown = OutcomeUnknown([trial.attempt], trial.plan)

@@ -9,6 +9,7 @@
 # Every answer is text between the lines `sandstorm-launcher` and `end`, so that a truncated one is recognised.
 # Below ROOT/ID: `sup.*` those who want to start it, `gate/` the lock (who makes it, wins), `gate/owner` the supervisor
 # that won, `gate/burned` instead where nothing may ever start, `status` how it ended.
+# shellcheck disable=SC2046,SC2086,SC1091,SC2317,SC2034 # numbers and pids are split on purpose; the head calls functions
 set -u
 exec 2>/dev/null
 before=$(umask)
@@ -102,8 +103,11 @@ collect() { # sets `tree` to the pids of the program, what descends from it, its
     while [ -n "$grown" ]; do
         grown=''
         while read -r pid parent group; do
-            case $tree in *" $pid "*) continue ;; esac
-            case "$tree$session " in *" $parent "* | *" $group "*) [ "$parent" != "$session" ] || [ "$session" != "$group" ] || : ;; *) continue ;; esac
+            case $tree in
+            *" $pid "*) continue ;;
+            *" $parent "*) ;;
+            *) [ "$group" = "$session" ] || continue ;;
+            esac
             tree="$tree$pid " grown=yes
         done <<END
 $all
@@ -116,7 +120,8 @@ stop_tree() { # stops all first, so that nothing forks away or reacts; then ends
     while [ $rounds -lt 50 ]; do
         rounds=$((rounds + 1))
         halted=' '
-        while collect; do
+        while :; do
+            collect
             fresh=''
             for pid in $tree; do
                 case $halted in *" $pid "*) ;; *) kill -STOP "$pid"; fresh=yes halted="$halted$pid " ;; esac
@@ -193,6 +198,7 @@ watch() { # BYTES: the limit of both streams together
     while sleep 0.2 || sleep 1; do
         sizes
         if [ $((out + err)) -gt "$1" ]; then
+            trap '' TERM
             because output-limit
             stop_tree
         fi
@@ -204,6 +210,7 @@ timer() { # SECONDS: also ends the program when the supervisor is no more
     sleeper=$!
     trap 'kill $sleeper; exit' TERM
     wait $sleeper
+    trap '' TERM # the supervisor ends its clock when the program is gone, and the tree may not be yet
     because deadline
     stop_tree
 }
@@ -223,16 +230,21 @@ feed() { # pieces of input in their order, until `in.end`
     done
 }
 
-become() { # the program: its own files, then what the head says, then exec
-    exec <"$1" >"$dir/stdout.pipe" 2>"$dir/stderr.pipe"
-    export SANDSTORM_START="$id"
-    . "$dir/head"
+enter() { # CWD: called by the head before it exports anything, since a name of its own may be one of ours
     rm -f "$dir/head" "$dir/payload"
     umask "$before"
-    cd "$cwd" || { echo "cannot enter $cwd" >&2; exit 126; }
+    export SANDSTORM_START="$id"
+    sandstorm_session=$(command -v setsid)
     # A shell lets what it starts in the background ignore INT and QUIT; only `env` can undo it.
-    case $1 in *=*) ;; *) if env --default-signal=INT true 2>/dev/null; then set -- env --default-signal=INT,QUIT -- "$@"; fi ;; esac
-    if has setsid; then set -- setsid -- "$@"; fi
+    sandstorm_signals=$(env --default-signal=INT true && command -v env)
+    cd "$1" || { echo "cannot enter $1" >&2; exit 126; }
+}
+
+become() { # ARGV: called by the head at its end
+    case $1 in *=*) sandstorm_signals='' ;; esac
+    if [ -n "$sandstorm_signals" ]; then set -- "$sandstorm_signals" --default-signal=HUP,INT,QUIT -- "$@"; fi
+    if [ -n "$sandstorm_session" ]; then set -- "$sandstorm_session" -- "$@"; fi
+    unset sandstorm_session sandstorm_signals
     exec "$@"
 }
 
@@ -270,7 +282,7 @@ supervise() { # ID HASH HEAD SECONDS BYTES INPUT
     copy stderr "$5" &
     if [ "$6" = open ]; then feed >"$dir/stdin" & fi
     feeder=${!:-}
-    (become_program "$input") &
+    (exec <"$input" >"$dir/stdout.pipe" 2>"$dir/stderr.pipe" && . "$dir/head") &
     program=$!
     identity $program >"$dir/program"
     timer "$4" &
@@ -281,6 +293,8 @@ supervise() { # ID HASH HEAD SECONDS BYTES INPUT
     code=$?
     kill -TERM $clock $eye
     [ "$6" != open ] || kill -KILL "$feeder"
+    read -r why _ <"$dir/reason"
+    [ -z "$why" ] || stop_tree
     drain
     read -r why _ <"$dir/reason"
     # What came after the program had ended by itself did not end it.
@@ -293,22 +307,24 @@ supervise() { # ID HASH HEAD SECONDS BYTES INPUT
 # --- verbs -----------------------------------------------------------------------------------------------------------
 
 install() { # ROOT TEXT
+    missing=''
+    set -- "$1-$(id -u)" "$2"
     mkdir -p "$1" && chmod 700 "$1" || missing="$1"
     file=$1/launcher-$(printf %s "$2" | digest).sh
     printf %s "$2" >"$file.$$" && mv "$file.$$" "$file" || missing="$1"
     set -- $(ls -ldn "$1")
     [ "$3" = "$(id -u)" ] || missing="a directory of its own"
-    for tool in cat chmod cut dd grep id ls mkdir mkfifo mv rm sleep tail tr; do has $tool || missing="${missing:-} $tool"; done
-    has sha256sum || has cksum || missing="${missing:-} sha256sum"
-    has base64 || has od || missing="${missing:-} base64"
-    [ -r /proc/self/stat ] || has ps || missing="${missing:-} /proc"
+    for tool in cat chmod cut dd grep id ls mkdir mkfifo mv rm sleep tail tr; do has $tool || missing="$missing $tool"; done
+    has sha256sum || has cksum || missing="$missing sha256sum"
+    has base64 || has od || missing="$missing base64"
+    [ -r /proc/self/stat ] || has ps || missing="$missing /proc"
     echo "file $file"
     echo "hash $(if has sha256sum; then echo sha256; else echo cksum; fi)"
     echo "encoding $(if has base64; then echo base64; else echo od; fi)"
     echo "tree $(if [ -r /proc/self/environ ]; then echo full; else echo descendants; fi)"
     echo "session $(if has setsid; then echo own; else echo shared; fi)"
     echo "naps $(if sleep 0.01; then echo short; else echo long; fi)"
-    echo "missing ${missing:-}"
+    echo "missing $missing"
 }
 
 stage() { # FILE HASH: renamed only when it is whole
@@ -324,7 +340,7 @@ start() { # FILE HASH HEAD SECONDS BYTES INPUT
             if has setsid; then detach=setsid; elif has nohup; then detach=nohup; else detach=''; fi
             $detach sh "$0" supervise "$id" "$2" "$3" "$4" "$5" "$6" </dev/null >/dev/null 2>&1 &
             name=$!
-            while look && [ $state = absent ] && [ ! -e "$dir/sup.$name" ] && kill -0 $name; do nap; done
+            while [ ! -e "$dir/sup.$name" ] && identity $name >/dev/null; do nap; done
             settle
         else
             look # another delivery may have used it up
@@ -344,7 +360,6 @@ burn() {
         : >"$dir/gate/burned"
     fi
     look
-    rm -f "$dir/gate/none"
     report
 }
 
@@ -395,9 +410,7 @@ shift
 if [ "$verb" = install ]; then answer install "$@"; exit; fi
 id=$1
 dir=${0%/*}/$id
-case $verb in
-supervise) supervise "$@"; exit ;;
-esac
+if [ "$verb" = supervise ]; then supervise "$@"; exit; fi
 shift
 case $verb in
 start | poll | burn | input) answer "$verb" "$@" ;;
