@@ -99,6 +99,10 @@ def test_runs(sandstorm: CommandLine) -> None:
     assert (row["tenant"], row["provider"], row["exit"]) == ("acme", "toy", 0)
     assert row["id"].encode() in sandstorm("runs", "list").stdout
     shown = sandstorm("runs", "show", row["id"]).stdout.decode()
+    assert "strategy" not in shown
+    why = sandstorm("runs", "show", "--why", row["id"]).stdout.decode()
+    assert "strategy" in why
+    assert "1." in why
     assert "attempt 1" in shown
     assert "--- stdout\nhello\n" in shown
     record = json.loads(sandstorm("runs", "show", "--json", row["id"]).stdout)

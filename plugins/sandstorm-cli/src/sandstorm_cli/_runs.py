@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sandstorm import InvalidInput, Sandstorm, encode
+from sandstorm import InvalidInput, Plan, Sandstorm, decode, encode
 from sandstorm_cli._escape import lines
 from sandstorm_cli._flags import json_option, settings_option
-from sandstorm_cli._show import seconds, usd, when
+from sandstorm_cli._show import plan_pairs, seconds, usd, when
 from sandstorm_cli._terminal import emit_json, emit_pairs, emit_table
 
 if TYPE_CHECKING:
@@ -47,9 +47,10 @@ def list_(limit: int, tenant: str | None, settings: str | None, as_json: bool) -
 
 @runs.command()
 @click.argument("run_id", metavar="ID")
+@click.option("--why", is_flag=True, help="The decision too: the candidates in order, and what was ruled out, by which rule.")
 @settings_option
 @json_option
-def show(run_id: str, settings: str | None, as_json: bool) -> None:
+def show(run_id: str, why: bool, settings: str | None, as_json: bool) -> None:
     """One run, by its ID or an unambiguous beginning of it: attempts, money and, where stored, its output."""
     with Sandstorm(settings=settings) as client:
         record = client.show(run_id)
@@ -57,10 +58,13 @@ def show(run_id: str, settings: str | None, as_json: bool) -> None:
         emit_json({**encode(record), "run": {**_summary(record.run), **_documents(record.run)}})
         return
     emit_pairs(_run_pairs(record.run))
+    documents = _documents(record.run)
+    if why:
+        emit_pairs(_decision(documents["plan"]))
     for attempt in record.attempts:
         emit_pairs([(f"attempt {attempt.number}", _attempt(attempt))])
     emit_pairs([("ledger", _movement(row)) for row in record.ledger])
-    _emit_output(_documents(record.run)["result"])
+    _emit_output(documents["result"])
 
 
 def _summary(row: RunRow) -> dict[str, Any]:
@@ -107,6 +111,11 @@ def _run_pairs(row: RunRow) -> list[tuple[str, str]]:
         ("took", seconds(row.seconds)),
         ("cost", usd(row.cost)),
     ]
+
+
+def _decision(plan: Any) -> list[tuple[str, str]]:
+    """The plan as it was stored, in the words of `sandstorm plan`."""
+    return [("plan", "not stored")] if plan is None else list(plan_pairs(decode(Plan, plan)))
 
 
 def _attempt(row: AttemptRow) -> str:
