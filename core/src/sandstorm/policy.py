@@ -22,7 +22,17 @@ from sandstorm._limits import Limit, SecretSource
 from sandstorm._offer import Facts
 from sandstorm._plan import Candidate, Denial, Exclusion, Latency, Ranked, Request
 from sandstorm._quote import Quote, Usage
-from sandstorm._store import OPEN_STATES, AttemptRow, LedgerRow, Observation, RunRow, Store
+from sandstorm._store import (
+    OPEN_STATES,
+    AttemptRow,
+    KeyRow,
+    KeyTaken,
+    LedgerRow,
+    LimitReached,
+    Observation,
+    RunRow,
+    Store,
+)
 
 API_VERSION = 1
 """The version of this contract. A plugin says which one it needs as `SANDSTORM_API`; the loader refuses another, by name."""
@@ -39,10 +49,13 @@ __all__ = [
     "Event",
     "Exclusion",
     "Facts",
+    "KeyRow",
+    "KeyTaken",
     "Knowledge",
     "Latency",
     "LedgerRow",
     "Limit",
+    "LimitReached",
     "Observation",
     "Observed",
     "Preparing",
