@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterable, AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import attrs
 
@@ -48,6 +48,9 @@ from sandstorm._offer import (
 )
 from sandstorm._result import Artifact, Exit
 from sandstorm._spec import ISOLATION_LEVELS, Environment, Gpu, Network, SandboxSpec, isolation_rank, refuse_escape
+
+if TYPE_CHECKING:
+    from sandstorm._launcher import BoundedExec, ExecAnswer, ImageTools, LaunchedProcess, Launcher, StartState
 
 API_VERSION = 1
 """The version of this contract. A plugin says which one it needs as `SANDSTORM_API`; the loader refuses another, by name."""
@@ -402,6 +405,15 @@ def check_dispatch(order: Order, now: float) -> None:
         raise ProviderDown(f"not sent: the time to send {order.marker} has passed")
 
 
+def __getattr__(name: str) -> Any:
+    # The launcher needs trio, which importing a plugin should not load.
+    if name not in ("BoundedExec", "ExecAnswer", "ImageTools", "LaunchedProcess", "Launcher", "StartState"):
+        raise AttributeError(f"module 'sandstorm.provider' has no attribute {name!r}")
+    from sandstorm import _launcher
+
+    return getattr(_launcher, name)
+
+
 __all__ = [
     "ABILITIES",
     "API_VERSION",
@@ -410,11 +422,13 @@ __all__ = [
     "Ambiguous",
     "Artifact",
     "AuthError",
+    "BoundedExec",
     "CapacityError",
     "Command",
     "Conflict",
     "Declined",
     "Environment",
+    "ExecAnswer",
     "Exit",
     "Extend",
     "Facts",
@@ -424,10 +438,13 @@ __all__ = [
     "Files",
     "Fork",
     "Gpu",
+    "ImageTools",
     "Interactive",
     "Interpreter",
     "InvalidInput",
     "InvalidSpec",
+    "LaunchedProcess",
+    "Launcher",
     "LiveRates",
     "Marker",
     "Metered",
@@ -459,6 +476,7 @@ __all__ = [
     "SandboxSpec",
     "Session",
     "Snapshot",
+    "StartState",
     "StreamLost",
     "Support",
     "Traits",

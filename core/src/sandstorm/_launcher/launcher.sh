@@ -4,11 +4,12 @@
 #   launcher.sh install ROOT TEXT              keeps this script below ROOT (0700) and says what the image can do
 #   launcher.sh start ID FILE HASH HEAD SECONDS BYTES INPUT    starts what FILE describes, unless ID was started or burned
 #   launcher.sh poll ID OUT ERR BLOCKS         state and output from two offsets
-#   launcher.sh burn ID | kill ID | signal ID NUMBER | input ID NUMBER FILE HASH
+#   launcher.sh burn ID WHO                    sees to it that ID never starts, in the name of WHO
+#   launcher.sh kill ID | signal ID NUMBER | input ID NUMBER FILE HASH
 #
 # Every answer is text between the lines `sandstorm-launcher` and `end`, so that a truncated one is recognised.
 # Below ROOT/ID: `sup.*` those who want to start it, `gate/` the lock (who makes it, wins), `gate/owner` the supervisor
-# that won, `gate/burned` instead where nothing may ever start, `status` how it ended.
+# that won, `gate/burned` (by whom) instead where nothing may ever start, `status` how it ended.
 # shellcheck disable=SC2046,SC2086,SC1091,SC2317,SC2034 # numbers and pids are split on purpose; the head calls functions
 set -u
 exec 2>/dev/null
@@ -77,7 +78,7 @@ processes() { # "PID PARENT SESSION" of every process that is not dead
 }
 
 marked() { # the pids whose environment carries the mark of this start
-    if printf 'a\0b' | grep -q b; then
+    if printf 'a\0mark=b\0' | grep -qF mark=b; then
         set -- $(grep -lF "SANDSTORM_START=$id" /proc/[0-9]*/environ)
     else # a grep that stops at the first NUL
         set -- /proc/[0-9]*/environ
@@ -147,10 +148,10 @@ look() { # sets `state`
         state=burned
     elif [ -f "$dir/gate/owner" ]; then
         state=started
-        read_status && state=done && return
+        read_status && state="done" && return
         lives "$dir/gate/owner" && return
         # It may have written its status and ended between the two looks.
-        if read_status; then state=done; else state=lost; fi
+        if read_status; then state="done"; else state=lost; fi
     else
         state=locked
     fi
@@ -167,13 +168,17 @@ settle() { # waits a moment for a gate that is being decided
         tries=$((tries + 1))
         nap
     done
+    look # the last contender may have decided it between the two looks
 }
 
-report() { # the state, then which payload it is of, the limit of its output, and the next piece of input
+needed() { lives "$dir/gate/owner" || lives "$dir/program"; }
+
+report() { # the state, then which payload it is of or who burned it, the limit of its output, and the next piece of input
     hash=- limit=0 next=0
     [ -f "$dir/gate/owner" ] && read -r _ _ hash limit <"$dir/gate/owner"
+    [ -f "$dir/gate/burned" ] && read -r hash <"$dir/gate/burned"
     while [ -e "$dir/in.$next" ]; do next=$((next + 1)); done
-    if [ "$state" = done ]; then ended="$code $why $out $err"; else ended="- - - -"; fi
+    if [ "$state" = "done" ]; then ended="$code $why $out $err"; else ended="- - - -"; fi
     echo "state $state $hash $limit $next $ended"
 }
 
@@ -189,13 +194,16 @@ copy() { # NAME BYTES: one stream into its file, and no more than the limit lets
     failed=$?
     : >"$dir/$1.end"
     [ $failed -ne 0 ] || return
-    # A copier ends early by the signal for too large a file, else since the disk is full.
-    if [ $failed -gt 128 ]; then because output-limit; else because disk-limit; fi
+    case $failed in
+    153) because output-limit ;; # SIGXFSZ, which is 25 on Linux
+    1) because disk-limit ;;
+    *) because lost ;; # it was killed, and output with it
+    esac
     stop_tree
 }
 
 watch() { # BYTES: the limit of both streams together
-    while sleep 0.2 || sleep 1; do
+    while { sleep 0.2 || sleep 1; } && needed; do
         sizes
         if [ $((out + err)) -gt "$1" ]; then
             trap '' TERM
@@ -225,6 +233,7 @@ feed() { # pieces of input in their order, until `in.end`
         elif [ -f "$dir/in.end" ]; then
             return
         else
+            needed || return
             nap
         fi
     done
@@ -236,7 +245,7 @@ enter() { # CWD: called by the head before it exports anything, since a name of 
     export SANDSTORM_START="$id"
     sandstorm_session=$(command -v setsid)
     # A shell lets what it starts in the background ignore INT and QUIT; only `env` can undo it.
-    sandstorm_signals=$(env --default-signal=INT true && command -v env)
+    sandstorm_signals=$(env --default-signal=INT true 2>/dev/null && command -v env)
     cd "$1" || { echo "cannot enter $1" >&2; exit 126; }
 }
 
@@ -298,7 +307,8 @@ supervise() { # ID HASH HEAD SECONDS BYTES INPUT
     drain
     read -r why _ <"$dir/reason"
     # What came after the program had ended by itself did not end it.
-    if [ $((out + err)) -gt "$5" ]; then why=output-limit; elif [ $code -le 128 ] && [ "$why" != disk-limit ]; then why=''; fi
+    if [ $((out + err)) -gt "$5" ]; then why=output-limit; elif [ $code -le 128 ] && [ "${why#disk}" = "$why" ] && [ "$why" != lost ]; then why=''; fi
+    [ "$why" != lost ] || exit 1
     line="$code ${why:-exited} $out $err"
     printf '%-160s\n' "$line $(echo "$line" | digest)" 1<>"$dir/status"
     rm -f "$dir/stdin" "$dir"/*.pipe "$dir/head" "$dir/payload"
@@ -337,10 +347,10 @@ start() { # FILE HASH HEAD SECONDS BYTES INPUT
     if [ $state = absent ]; then
         mkdir -p "$dir"
         if stage "$1" "$2"; then
-            if has setsid; then detach=setsid; elif has nohup; then detach=nohup; else detach=''; fi
-            $detach sh "$0" supervise "$id" "$2" "$3" "$4" "$5" "$6" </dev/null >/dev/null 2>&1 &
+            if has setsid; then detach=setsid; elif has nohup; then detach="nohup"; else detach=''; fi
+            (umask "$before" && exec $detach sh "$0" supervise "$id" "$2" "$3" "$4" "$5" "$6") </dev/null >/dev/null 2>&1 &
             name=$!
-            while [ ! -e "$dir/sup.$name" ] && identity $name >/dev/null; do nap; done
+            while [ ! -s "$dir/sup.$name" ] && identity $name >/dev/null; do nap; done
             settle
         else
             look # another delivery may have used it up
@@ -351,13 +361,19 @@ start() { # FILE HASH HEAD SECONDS BYTES INPUT
     report
 }
 
-burn() {
+seal() { # WHO: written elsewhere first, so that whoever sees the file sees who it was
+    echo "$1" >"$dir/burned.$$" && mv "$dir/burned.$$" "$dir/gate/burned"
+}
+
+burn() { # WHO
     mkdir -p "$dir"
-    if mkdir "$dir/gate"; then : >"$dir/gate/burned"; fi
+    identity $$ >"$dir/sup.$$" # as one of those who contend for the gate, so that the others wait for what becomes of it
+    if mkdir "$dir/gate"; then seal "$1"; fi
+    rm -f "$dir/sup.$$"
     settle
     # All who wanted to start it are dead, and none came as far as the owner: nothing will ever start it.
     if [ $state = locked ] && ! contended && look && [ $state = locked ]; then
-        : >"$dir/gate/burned"
+        seal "$1"
     fi
     look
     report
