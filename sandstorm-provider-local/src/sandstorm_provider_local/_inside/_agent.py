@@ -13,7 +13,7 @@ import os
 import select
 from _ctypes import FUNCFLAG_CDECL, CFuncPtr, _SimpleCData, dlopen, dlsym
 from _signal import SIG_IGN, signal  # type: ignore[import-not-found]
-from _socket import AF_INET, AF_UNIX, SOCK_CLOEXEC, SOCK_SEQPACKET, SOCK_STREAM, socket, socketpair
+from _socket import AF_INET, AF_UNIX, MSG_DONTWAIT, SOCK_CLOEXEC, SOCK_SEQPACKET, SOCK_STREAM, socket, socketpair
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,6 +31,8 @@ _IGNORED = [number for number in _CATCHABLE if number not in (_CHILD, _CONTINUE,
 """Signals that programs, which are the same user, may send to a keeper; not those that name a fault of its own."""
 _SET_DUMPABLE, _SET_CHILD_SUBREAPER = 4, 36
 _TIOCSWINSZ = 0x5414
+_TRIES = 5
+"""Keepers that may end before they take an order, until it is given up."""
 
 
 class _Int(_SimpleCData):  # type: ignore[type-arg]
@@ -89,18 +91,19 @@ class Agent:
         self._links: dict[int, socket] = {}
         self._names: dict[int, str] = {}
         self._pids: dict[int, int] = {}
+        self._untaken: dict[int, tuple[dict[str, Any], list[int]]] = {}
         self._spare: socket | None = None
         self._wants_spare = True
 
     def run(self) -> None:
         """Returns when the supervisor is gone."""
         while True:
-            if self._wants_spare:
+            if self._wants_spare and not self._untaken:
                 self._make_spare()
             ready = [fd for fd, _ in self._poll.poll()]
             for fd in ready:
                 if fd != self._control.fileno():
-                    self._forget(fd)
+                    self._hear(fd)
             if self._control.fileno() in ready and not self._obey():
                 return
             _reap()
@@ -159,12 +162,35 @@ class Agent:
             send(self._control, {"event": "failed", "id": order["id"]})
             return
         self._names[keeper.fileno()] = order["id"]
+        self._untaken[keeper.fileno()] = order, [os.dup(fd) for fd in fds]
         self._wants_spare = order.get("spare", True)
+
+    def _hear(self, fd: int) -> None:
+        """A keeper has taken its order, or it has ended: before it took one, another keeper gets the order."""
+        try:
+            taken = self._links[fd].recv(1, MSG_DONTWAIT)
+        except BlockingIOError:
+            return
+        except OSError:
+            taken = b""
+        order, fds = self._untaken.pop(fd, ({}, []))
+        again = bool(order) and not taken and order.get("tries", 0) < _TRIES
+        if again:
+            # Most often for want of memory, which the last program has not given back yet. It has started nothing.
+            del self._names[fd]
+        if not taken:
+            self._forget(fd)
+        try:
+            if again:
+                self._start({**order, "tries": order.get("tries", 0) + 1}, fds)
+        finally:
+            close_all(fds)
 
     def _give_up(self, name: str) -> None:
         """Kills a keeper that may not have begun, since a program has stopped it."""
         for fd, known in self._names.items():
             if known == name:
+                close_all(self._untaken.pop(fd, ({}, []))[1])
                 os.kill(self._pids[fd], _KILL)
 
     def _make_spare(self) -> None:
@@ -183,7 +209,7 @@ class Agent:
             try:
                 for link in (ours, *self._links.values()):
                     link.close()
-                close_all(open_fds)
+                close_all([*open_fds, *(fd for _, fds in self._untaken.values() for fd in fds)])
                 self._prctl(_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
                 keep(self._control, theirs)
             finally:
@@ -236,6 +262,7 @@ def keep(control: socket, link: socket) -> None:
         return
     order, fds = received
     name = order["id"]
+    link.send(b"t")
     # Before there is a program that could kill or stop this process: from here on the supervisor finds all of it.
     send(control, {"event": "started", "id": name})
     try:

@@ -56,7 +56,9 @@ class Box:
         self._expiry: int | None = None
         self.extend(config["lifetime"])
         self._bwrap = os.pidfd_open(sandbox.pid)
-        self.programs = Programs(self.loop, self.agent, os.path.join(self.directory, "out"), env, self._oom_kills, self.touch)
+        self.programs = Programs(
+            self.loop, self.agent, os.path.join(self.directory, "out"), env, self._oom_kills, self._is_crowded, self.touch
+        )
         self.interpreter = Interpreter(self.loop, self.agent, self.programs, config["kernel"])
         self.ports = Ports(self.loop, self.agent, self.touch)
         self._requests = Requests(self)
@@ -139,6 +141,10 @@ class Box:
 
     def _oom_kills(self) -> int:
         return self.group.oom_kills if self.group is not None else 0
+
+    def _is_crowded(self) -> bool:
+        """Whether the programs, those that are being taken down included, have more memory than the box."""
+        return self.group is not None and self.group.programs_memory > self.sandbox.config["limits"]["memory"] << 20
 
     def extend(self, lifetime: float) -> None:
         """Lets it live for so many seconds from now. Raises `OSError`, with nothing changed, where it cannot be recorded."""

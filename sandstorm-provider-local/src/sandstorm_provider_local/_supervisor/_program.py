@@ -60,6 +60,7 @@ class Program:
         "_deadline",
         "_doomed",
         "_gone",
+        "_is_crowded",
         "_left",
         "_loop",
         "_moment",
@@ -87,6 +88,7 @@ class Program:
         directory: str,
         control: Control,
         oom_kills: Callable[[], int],
+        is_crowded: Callable[[], bool],
         changed: Callable[[Program], None],
     ) -> None:
         self.id = name
@@ -102,6 +104,7 @@ class Program:
         self._size: bytes | None = None
         self._control = control
         self._oom_kills = oom_kills
+        self._is_crowded = is_crowded
         self._oom_before = 0
         self._loop = loop
         self._changed = changed
@@ -245,7 +248,9 @@ class Program:
         talking = self.terminal_fd >= 0 and self._spools["stdout"].open and now < terminal_until
         # Who hears that it was ended at its deadline may count on its daemons having ended, too.
         dying = now < tree_until and any(not is_gone(pid) for pid in self._doomed)
-        if talking or dying:
+        # And the kernel takes whatever comes next for the memory that it has not got back yet.
+        starved = self.reason == "out-of-memory" or self._oom_kills() > self._oom_before
+        if talking or dying or (starved and now < tree_until and self._is_crowded()):
             self._loop.after(_LOOK, lambda: self._await_end(told, terminal_until, tree_until))
         else:
             self._finish(told)

@@ -32,6 +32,7 @@ class Programs:
         directory: str,
         env: dict[str, str],
         oom_kills: Callable[[], int],
+        is_crowded: Callable[[], bool],
         ended: Callable[[], None],
     ) -> None:
         self._loop = loop
@@ -39,6 +40,7 @@ class Programs:
         self._directory = directory
         self.env = env
         self._oom_kills = oom_kills
+        self._is_crowded = is_crowded
         self._ended = ended
         self._by_id: dict[str, Program] = {}
         self._by_start: dict[str, str] = {}
@@ -77,7 +79,9 @@ class Programs:
         limit = int(message["output_limit"])
         self._made += 1
         name = f"p{self._made}"
-        program = Program(self._loop, name, os.path.join(self._directory, name), control, self._oom_kills, self._note)
+        program = Program(
+            self._loop, name, os.path.join(self._directory, name), control, self._oom_kills, self._is_crowded, self._note
+        )
         program.allow(limit)
         program.owner = None if message.get("detached") else connection
         self._by_id[name] = program
