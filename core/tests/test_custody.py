@@ -25,7 +25,7 @@ from sandstorm import (
 )
 from sandstorm._sqlite import SqliteStore
 from sandstorm.policy import Event, Preparing, hookimpl
-from sandstorm.testing import ChaosProvider, Fault, ReferenceProvider, plugin_for
+from sandstorm.testing import ChaosProvider, Fault, ReferenceProvider, plugin_for, reference_traits
 
 
 @asynccontextmanager
@@ -104,6 +104,20 @@ async def test_an_expired_sandbox_is_settled_when_it_is_looked_for(autojump_cloc
     assert [attempt.state for attempt in found[1]] == ["released"]
     moved = {kind: sum((row.amount for row in found[2] if row.kind == kind), Decimal(0)) for kind in ("reserve", "release")}
     assert moved["reserve"] == moved["release"] > 0
+
+
+async def test_a_sandbox_that_is_not_listed_yet_is_let_be(journal: Path) -> None:
+    """A vendor may show a new sandbox late: until then it stays in the journal, and in the list."""
+    cloud = ReferenceProvider("cloud", traits=reference_traits(find_lag=30))
+    async with router(journal, cloud) as sandstorm:
+        async with sandstorm.sandbox(keep=True) as box:
+            pass
+        for _ in range(2):
+            (kept,) = await sandstorm.sandboxes()
+            assert (kept.id, kept.state) == (box.id, "unknown")
+        async with sandstorm.open_sandbox(box.id) as again:
+            await again.destroy()
+    assert cloud.vendor.live() == ()
 
 
 async def test_a_look_up_that_fails_settles_nothing(autojump_clock: MockClock, journal: Path) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import attrs
 import trio
 
-from sandstorm._attempt import Failed, Trial
+from sandstorm._attempt import CREATE_SECONDS, Failed, Trial
 from sandstorm._box import Box, held
 from sandstorm._capture import capture
 from sandstorm._converter import from_json
@@ -145,6 +145,7 @@ async def reopen(engine: Engine, name: str) -> AsyncIterator[Box]:
 async def kept_sandboxes(engine: Engine) -> tuple[KeptSandbox, ...]:
     """Every kept sandbox of the journal, asked for now. What has ended by itself is settled and left out."""
     rows = [row for row in await engine.store.open_attempts() if row.kept and row.kind == "sandbox" and row.sandbox]
+    began = engine.wall()
     seen = {name: await _seen(engine, name) for name in {row.provider for row in rows}}
     kept = []
     for row in rows:
@@ -152,11 +153,17 @@ async def kept_sandboxes(engine: Engine) -> tuple[KeptSandbox, ...]:
         trial = await _trial(engine, run, row, secrets=False)
         found = seen[row.provider]
         info = None if found is None else found.get(row.id)
-        if found is not None and info is None:
+        if found is not None and info is None and began >= _shown_by(engine, row):
             await trial.ended()
             continue
         kept.append(_kept(trial, run, info))
     return tuple(kept)
+
+
+def _shown_by(engine: Engine, row: AttemptRow) -> float:
+    """From when on a look-up has to show it, on the wall clock: before, that it is not listed says nothing."""
+    lag = engine.accounts.providers[row.provider].traits.find_lag.seconds
+    return row.created_at + (CREATE_SECONDS if row.create_seconds is None else row.create_seconds) + lag
 
 
 def _kept(trial: Trial, run: RunRow, info: ResourceInfo | None) -> KeptSandbox:
