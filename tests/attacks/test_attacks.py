@@ -119,6 +119,7 @@ def test_no_file_call_leaves_the_work_area_while_it_is_swapped():
     found = played("_filecalls", "sandbox")
     assert found["raced"] == []
     assert found["read while swapped"] > 0
+    assert found["refused while swapped"] > 0, "nothing was swapped"
 
 
 def test_files_of_a_spec_stay_in_the_work_area():
