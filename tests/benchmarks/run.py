@@ -17,7 +17,7 @@ from collections.abc import Iterator
 import attrs
 from _measure import Figure
 
-BENCHMARKS = ("plan", "imports", "memory", "journal", "local", "boxes", "files")
+BENCHMARKS = ("plan", "imports", "memory", "journal", "writes", "local", "boxes", "files")
 DECIMALS = {"x": 2, "ms": 1, "MiB": 1}
 
 
