@@ -272,10 +272,23 @@ class Trial:
             except Exception as exc:
                 self.engine.log.warning("%s: could not destroy %s: %s", self.row.provider, sandbox.id, self._told(exc))
             else:
-                self._set(state="released")
-                await self.engine.store.update(self.row, self._settled(self.spent), durable=False)
+                await self._released()
         if scope.cancelled_caught:
             self.engine.log.warning("%s: no answer to the destroy of %s", self.row.provider, sandbox.id)
+
+    async def _released(self) -> None:
+        """Writes down a confirmed destroy, with what was spent until it was confirmed: the vendor bills the destroy, too.
+
+        Where the journal does not answer, whether it is written is not known: the reconciler looks, and books what is not.
+        """
+        spent = self.cost()
+        released = attrs.evolve(self.row, state="released")
+        try:
+            await self.engine.store.update(released, self._settled(spent), durable=False)
+        except CallerError as exc:
+            self.engine.log.warning("the release of %s could not be written down: %s", self.row.id, exc)
+        else:
+            self.row, self.spent = released, spent
 
     async def fail(self, failed: Failed) -> Attempt:
         """Writes down how the attempt failed and lets go of what it made; the attempt as the caller sees it."""

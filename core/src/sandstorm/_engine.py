@@ -183,7 +183,9 @@ class Engine:
                 state = "cancelled" if isinstance(exc, trio.Cancelled) else "failed"
                 with trio.CancelScope(shield=True):
                     if not trial.abandoned:
-                        started = trial.row.state == "started" and request.task is not None
+                        # By its outcome: a journal that fails after the program has ended does not undo that.
+                        begun = trial.row.state != "intent" and trial.row.outcome != Outcome.NOT_STARTED.value
+                        started = begun and request.task is not None
                         await trial.fail(Failed(given_up(exc), started=started))
                     await self.give_up(row, given_up(exc), secret_values, state)
                 raise
@@ -330,7 +332,8 @@ class Engine:
         )
         attempts = (*trial.failed, trial.attempt)
         total_seconds = trio.current_time() - began
-        return attrs.evolve(result, attempts=attempts, cost_open=open_cost(attempts), total_seconds=total_seconds)
+        cost, left = total_cost(attempts), open_cost(attempts)
+        return attrs.evolve(result, attempts=attempts, cost=cost, cost_open=left, total_seconds=total_seconds)
 
     async def give_up(self, row: RunRow, error: Exception, secrets: Mapping[str, str], state: str = "failed") -> None:
         """Writes down that a run has no result, and why."""
