@@ -87,6 +87,7 @@ class Router:
 
     def pause(self, seconds: float) -> None:
         """Stops every later call for this long; its epoch does not live meanwhile."""
+        self.world.disturbed = True  # what it does meanwhile is late, and booked so
         self.paused_until = max(self.paused_until, trio.current_time() + seconds)
 
     def kill(self) -> None:
