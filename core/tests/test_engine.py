@@ -321,11 +321,38 @@ async def test_lost_everywhere(autojump_clock: MockClock, store: SqliteStore) ->
 @pytest.mark.parametrize("kind", ["ambiguous", "unexpected"])
 async def test_lost_answer_to_a_start(autojump_clock: MockClock, store: SqliteStore, kind: str) -> None:
     """A start whose answer is lost counts as a program that may have started."""
-    first, inner, second = pair(Fault(step="start", kind=kind, committed=True))
+    first, inner, second = pair(Fault(step="start", kind=kind, committed=True, times=3))
     async with opened(store, first, second) as client:
         with pytest.raises(OutcomeUnknown) as caught:
             await client.run("out one", "python")
         assert inner.vendor.starts(caught.value.attempts[0].marker) == 1
+
+
+@pytest.mark.parametrize("committed", [True, False])
+async def test_a_start_is_sent_again(autojump_clock: MockClock, store: SqliteStore, committed: bool) -> None:
+    """One whose answer is lost is sent again under its id, so that the program runs there, and once."""
+    first, inner, second = pair(Fault(step="start", kind="ambiguous", committed=committed, times=2))
+    async with opened(store, first, second) as client:
+        result = await client.run("out one", "python")
+        assert (result.text, result.provider) == ("one\n", "first")
+        assert inner.vendor.starts(result.attempts[0].marker) == 1
+
+
+async def test_a_burned_gate_lets_the_run_move_on(autojump_clock: MockClock, store: SqliteStore) -> None:
+    """Where a start surely did not happen and never will, the next candidate runs the program, of whatever effects."""
+    first, inner, second = pair(Fault(step="start", kind="ambiguous", times=3))
+    async with opened(store, first, second) as client:
+        result = await client.run("out one", "python")
+        assert result.attempts[0].outcome is Outcome.NOT_STARTED
+        assert (result.provider, inner.vendor.starts(result.attempts[0].marker), inner.vendor.live()) == ("second", 0, ())
+
+
+async def test_a_gate_that_does_not_answer_proves_nothing(autojump_clock: MockClock, store: SqliteStore) -> None:
+    """What could not be burned may have started."""
+    first, _, second = pair(Fault(step="start", kind="ambiguous", times=3), Fault(step="burn", kind="ambiguous"))
+    async with opened(store, first, second) as client:
+        with pytest.raises(OutcomeUnknown):
+            await client.run("out one", "python")
 
 
 async def test_refused_start(autojump_clock: MockClock, store: SqliteStore) -> None:

@@ -60,7 +60,7 @@ CLASSES: dict[str, type[Exception]] = {
     "not-supported": NotSupported,
     "unexpected": RuntimeError,
 }
-IN_A_SANDBOX = ("start", "process", "upload", "download", "events", "kill", "destroy")
+IN_A_SANDBOX = ("start", "process", "burn", "upload", "download", "events", "kill", "destroy")
 PROGRAM = b"out one\nsleep 1\nerr two\nsleep 1\nout three"
 SPEC = SandboxSpec(files={"main.py": PROGRAM})
 COMMAND = Command(argv=("python3", "main.py"), timeout=60.0, start_id="s")
@@ -97,6 +97,7 @@ async def every_step(provider: Provider) -> list[str]:
         started = await sandbox.start(COMMAND)
         assert isinstance(sandbox, Reconnect)
         process = await sandbox.process(started.id, {})
+        assert await sandbox.burn("another start")
         async with process.events() as events:
             seen += [event.data.decode() if isinstance(event, Output) else repr(event) async for event in events]
         await process.kill()
@@ -169,7 +170,7 @@ async def test_a_late_answer_is_still_the_answer(autojump_clock: MockClock, step
     assert await every_step(chaos) == expected
     waited = trio.current_time() - began
     # A program goes on at the vendor while its reader waits.
-    assert waited == (7.0 if step in ("process", "events") or (step == "start" and committed) else 9.0)
+    assert waited == (7.0 if step in ("process", "burn", "events") or (step == "start" and committed) else 9.0)
 
 
 @pytest.mark.parametrize("committed", [False, True])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -28,7 +29,7 @@ from sandstorm._quote import NANO, ZERO, cost
 from sandstorm._result import Attempt, Outcome
 from sandstorm._spec import own_snapshot
 from sandstorm._store import AttemptRow, LedgerRow, LimitReached, RunRow
-from sandstorm.provider import Command, OneShot, Order, Output, Prepare, Process, Reconnect, Sandbox, Session, Snapshot
+from sandstorm.provider import Command, Gate, OneShot, Order, Output, Prepare, Process, Reconnect, Sandbox, Session, Snapshot
 
 if TYPE_CHECKING:
     from sandstorm._engine import Engine
@@ -43,6 +44,9 @@ PREPARE_SECONDS = 900.0
 
 TRANSFER_SECONDS = 120.0
 """How long the files of a run may take, up or down."""
+
+RESENDS = (0.2, 1.0)
+"""Seconds before each time that a start is sent again whose answer was lost."""
 
 RELEASE_SECONDS = 30.0
 """How long a destroy may take before the sandbox is reported as left open."""
@@ -136,7 +140,9 @@ class Trial:
         """The program, started. The start is durable before it is asked for. Raises `Failed`, perhaps started."""
         await self.keep()
         try:
-            process = await sandbox.start(command)
+            process = await self._begun(sandbox, command)
+        except Failed:
+            raise
         except Exception as exc:
             never = isinstance(exc, ProviderError | CallerError) and not isinstance(exc, Ambiguous) and not _lost(exc)
             if never:
@@ -144,6 +150,26 @@ class Trial:
             raise Failed(exc, started=not never) from exc
         self._started()
         return process
+
+    async def _begun(self, sandbox: Sandbox, command: Command) -> Process:
+        """What the start gives. One whose answer is lost is sent again, which its id makes harmless; then its gate is burned."""
+        try:
+            return await sandbox.start(command)
+        except Ambiguous as lost:
+            for pause in RESENDS:
+                await trio.sleep(pause)
+                try:
+                    return await sandbox.start(command)
+                except (ProviderError, CallerError) as exc:
+                    self.engine.log.info("%s: %s was sent again: %s", self.row.provider, command.start_id, self._told(exc))
+                    if not isinstance(exc, Ambiguous):
+                        break
+            if self.candidate.offer.can("Gate") and isinstance(sandbox, Gate):
+                with suppress(ProviderError, CallerError):
+                    if await sandbox.burn(command.start_id):
+                        self._set(outcome=Outcome.NOT_STARTED.value)
+                        raise Failed(lost, started=False) from lost
+            raise
 
     async def follow(self, process: Process, command: Command, on_output: Callable[[Output], None] | None) -> Capture:
         """What the program writes until it ends. Raises `Failed`, started."""

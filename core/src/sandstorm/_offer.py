@@ -15,6 +15,7 @@ from sandstorm._spec import ISOLATION_LEVELS, Gpu
 ABILITIES = (
     "Interactive",
     "Reconnect",
+    "Gate",
     "Prepare",
     "OneShot",
     "Interpreter",

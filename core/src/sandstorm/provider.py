@@ -281,6 +281,18 @@ class Reconnect(Protocol):
 
 
 @runtime_checkable
+class Gate(Protocol):
+    """Of a sandbox: says for sure whether a program was started, and that it never will be."""
+
+    async def burn(self, start_id: str) -> bool:
+        """True where the start was not done, and from now on never will be; False where it was done.
+
+        Raises `Ambiguous` where neither could be found out.
+        """
+        ...
+
+
+@runtime_checkable
 class Prepare(Protocol):
     """Of a session: builds an environment once, keyed by content, single-flight."""
 
@@ -437,6 +449,7 @@ __all__ = [
     "FileInfo",
     "Files",
     "Fork",
+    "Gate",
     "Gpu",
     "ImageTools",
     "Interactive",

@@ -20,6 +20,7 @@ from sandstorm.provider import (
     Conflict,
     Declined,
     Facts,
+    Gate,
     InvalidSpec,
     Marker,
     NotSupported,
@@ -59,6 +60,7 @@ STEPS = (
     "find",
     "start",
     "process",
+    "burn",
     "upload",
     "download",
     "events",
@@ -89,7 +91,7 @@ _ERRORS: dict[str, Callable[[], Exception]] = {
 KINDS = (*_ERRORS, "delay", "hang")
 """How a step can fail: every error class of the contract, an error of no such class, a late answer, and none at all."""
 
-_PASSED = ("OneShot", "Reconnect", "Detach", "Gpu", "NetworkRules")
+_PASSED = ("OneShot", "Reconnect", "Gate", "Detach", "Gpu", "NetworkRules")
 _NOT_PASSED = Support("not-implemented", "the chaos provider does not pass it through")
 
 
@@ -310,6 +312,8 @@ class ChaosSession:
         return self._script.stream("find", lambda: self._inner.find(marker))
 
     def _wrapped(self, sandbox: Sandbox) -> ChaosSandbox:
+        if isinstance(sandbox, Reconnect) and isinstance(sandbox, Gate):
+            return ChaosGatedSandbox(self._script, sandbox, sandbox, sandbox)
         if isinstance(sandbox, Reconnect):
             return ChaosReconnectSandbox(self._script, sandbox, sandbox)
         return ChaosSandbox(self._script, sandbox)
@@ -366,6 +370,18 @@ class ChaosReconnectSandbox(ChaosSandbox):
         """The program with this id, with faults."""
         process = await self._script.call("process", lambda: self._reconnect.process(process_id, offsets), self._inner.destroy)
         return ChaosProcess(self._script, process, self._inner)
+
+
+class ChaosGatedSandbox(ChaosReconnectSandbox):
+    """A sandbox with faults that also burns gates."""
+
+    def __init__(self, script: Script, inner: Sandbox, reconnect: Reconnect, gate: Gate) -> None:
+        super().__init__(script, inner, reconnect)
+        self._gate = gate
+
+    async def burn(self, start_id: str) -> bool:
+        """Whether the start was not done and never will be."""
+        return await self._script.call("burn", lambda: self._gate.burn(start_id), self._inner.destroy)
 
 
 class ChaosProcess:

@@ -50,7 +50,7 @@ REFERENCE_RATES = RateCard(
 """Rates in the order of magnitude of the vendors': 0.00001 USD per vCPU-second, 0.000002 USD per GiB-second."""
 
 
-_ABILITIES = ("Reconnect", "Prepare", "Files", "Ports", "Snapshot", "Fork", "Extend", "Detach")
+_ABILITIES = ("Reconnect", "Gate", "Prepare", "Files", "Ports", "Snapshot", "Fork", "Extend", "Detach")
 
 
 def reference_traits(
@@ -268,6 +268,11 @@ class ReferenceSandbox:
         if program is None or program.id != process_id:
             raise LookupError(f"no program {process_id} was started in {self.id}")
         return ReferenceProcess(self._session, self._vendor, self._box, program, offsets)
+
+    async def burn(self, start_id: str) -> bool:
+        """Whether a start was not done, and from now on never will be. Raises `SandboxLost`, `SandboxGone`."""
+        await self._send("burn")
+        return self._vendor.burn(self._box, start_id)
 
     async def upload(self, path: str, chunks: AsyncIterable[bytes]) -> None:
         """Writes a file in one step, once all of it is there. Raises `InvalidInput`, `SandboxLost`, `SandboxGone`."""

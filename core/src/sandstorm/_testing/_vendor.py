@@ -68,6 +68,7 @@ class Box:
     """One sandbox at the vendor."""
 
     __slots__ = (
+        "burned",
         "created_at",
         "ended_at",
         "ends_at",
@@ -91,6 +92,7 @@ class Box:
         self.reason = ""
         self.released = False
         self.files: dict[str, bytes] = dict(order.spec.files)
+        self.burned: set[str] = set()
         self.programs: dict[str, Program] = {}
         self.running: list[Program] = []
 
@@ -243,6 +245,8 @@ class Vendor:
             if known.command != command:
                 raise Conflict(f"the start id {start} is in use for another command")
             return known
+        if start in box.burned:
+            raise Conflict(f"the start {start} was burned: it never happens")
         started_at = max(self.now(), box.ready_at)
         variables = {**box.order.spec.env, **box.order.secrets}
         program = Program(
@@ -252,6 +256,13 @@ class Vendor:
         box.running.append(program)
         self._starts.update({box.order.marker, start})
         return program
+
+    def burn(self, box: Box, start: str) -> bool:
+        """Whether a start was not done, and from now on never will be."""
+        if start in box.programs:
+            return False
+        box.burned.add(start)
+        return True
 
     def advance(self, box: Box) -> float:
         """Lets everything that is due happen; returns the time."""
