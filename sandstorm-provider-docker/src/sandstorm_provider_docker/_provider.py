@@ -44,6 +44,7 @@ _COMMITTED = "assumed: a daemon on this machine commits a create before it answe
 
 _LATER = {
     "Reconnect": "output is not kept in the container for a second reader",
+    "Gate": "a start that was not done cannot be ruled out for later",
     "Prepare": "images are used as they are; none is built",
     "OneShot": "a container is made first, and its program started in it",
     "Interpreter": "no state is kept between programs",

@@ -30,6 +30,7 @@ _MEASURED = "measured on Debian 12, kernel 6.18, two cores, 2026-11-23: bwrap, s
 _ATOMIC = "one mkdir on this machine"
 
 _NEVER = {
+    "Gate": Support("not-implemented", "its supervisor knows each start id, and burns none"),
     "LiveRates": Support("impossible", "no vendor charges for this machine"),
     "Gpu": Support("impossible", "devices stay out of the sandbox"),
     "NetworkRules": Support("not-implemented", "a rule for single hosts is not enforced yet"),
