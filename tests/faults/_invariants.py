@@ -22,9 +22,6 @@ ROUNDING = Decimal("1E-8")
 
 
 KNOWN = {
-    "outcome": "an error of the store after the result is known writes NOT_STARTED over what ran (_engine.py, first)",
-    "booked-twice": "a release whose answer was lost is booked again (_attempt.py, fail after _destroy)",
-    "destroy-time": "what a sandbox costs is taken before its destroy is confirmed (_attempt.py, finish and fail)",
     "clock": "absence and cost of what was taken over are told by the wall clock, which may jump (_reconciler.py, _close, _trial)",
     "ended-unseen": "what came to be and ended before the look-up is held for absent, and booked as nothing (_reconciler.py, _close)",
     "intent": "an intent whose end the store refused stays open as long as its router lives (_reconciler.py, _due)",
